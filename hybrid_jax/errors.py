@@ -1,0 +1,23 @@
+"""The one error a user sees for a mistake of theirs: one line with value, constraint and remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A user's mistake, told in one line: the value, the constraint it broke, the remedy.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the closest of `choices`, else an empty string.
+
+    >>> nearest("stagee", ["stage", "data"])
+    " Did you mean 'stage'?"
+    """
+    matches = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,1 @@
+"""Explains a compiled train step: collectives per mesh axis, memory, parameters, bubble."""

@@ -1,0 +1,147 @@
+"""The tables of a report, for the terminal and the notebook alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from jax.sharding import PartitionSpec
+from rich import box
+from rich.table import Table
+
+from hybrid_jax.inspect.ledger import Collective, Ledger
+from hybrid_jax.inspect.memory import MemoryReport
+from hybrid_jax.inspect.parameters import ParameterRow
+
+# Name-stack segments that tell how JAX traced the program, not which operation it is.
+_PLUMBING = {"shard_map", "while", "body", "closed_call", "eval_jaxpr", "cond", "checkpoint", ""}
+
+
+def parameter_view(rows: Iterable[ParameterRow]) -> Table:
+    """Path, shape, logical axes, spec and bytes on one device."""
+    rows = tuple(rows)
+    table = _table("Parameters", "parameter", "shape", "logical axes", "spec", ">per device")
+    for row in rows:
+        table.add_row(
+            row.path,
+            " × ".join(map(str, row.shape)) or "scalar",
+            " ".join(axis or "·" for axis in row.axes),
+            _spec(row.spec),
+            format_bytes(row.device_bytes),
+        )
+    whole = format_bytes(sum(row.bytes for row in rows))
+    device = format_bytes(sum(row.device_bytes for row in rows))
+    table.add_section()
+    table.add_row("total", f"{whole} in all", "", "", device, style="bold")
+    return table
+
+
+def memory_view(report: MemoryReport) -> Table:
+    """What one device holds while the step runs."""
+    table = _table("Memory per device", "what", ">bytes")
+    for name, num_bytes in (
+        ("arguments: state and batch", report.argument),
+        ("results", report.output),
+        ("results in donated arguments", -report.alias),
+        ("temporaries", report.temp),
+    ):
+        table.add_row(name, format_bytes(num_bytes))
+    table.add_section()
+    table.add_row("peak", format_bytes(report.total), style="bold")
+    return table
+
+
+def axis_view(ledger: Ledger) -> Table:
+    """Totals per mesh axes and kind of collective."""
+    columns = ("mesh axes", "collective", "dtype", ">per step", ">in loops", ">sent", ">share")
+    table = _table("Communication per device and step", *columns)
+    whole, previous = ledger.wire_bytes(), None
+    for total in ledger.by_axis():
+        if previous not in (None, total.axes):
+            table.add_section()
+        table.add_row(
+            _axes(total.axes) if total.axes != previous else "",
+            total.kind,
+            total.dtype,
+            ("≤ " if total.conditional else "") + f"{total.count:,}",
+            f"{total.loop_count:,}" if total.loop_count else "–",
+            format_bytes(total.wire_bytes),
+            f"{total.wire_bytes / whole:.1%}",
+        )
+        previous = total.axes
+    table.add_section()
+    table.add_row("total", "", "", f"{ledger.count():,}", "", format_bytes(whole), "", style="bold")
+    if ledger.unknown_loops:
+        loops = ", ".join(ledger.unknown_loops)
+        table.caption = f"counted once, trip count depends on data: {loops}"
+    return table
+
+
+def heaviest_view(ledger: Ledger, limit: int = 8) -> Table:
+    """The instructions that send most, with the JAX operation they come from."""
+    columns = ("mesh axes", "collective", ">times", ">payload", ">sent", "from")
+    table = _table("Heaviest collectives", *columns)
+    alike = Counter(ledger.rows)
+    heaviest = sorted(alike, key=lambda row: -row.wire_bytes * alike[row])
+    for row in heaviest[:limit]:
+        table.add_row(
+            _axes(row.axes),
+            row.kind,
+            _times(row, alike[row]),
+            format_bytes(row.bytes),
+            format_bytes(row.wire_bytes * alike[row]),
+            _source(row.op_name),
+        )
+    if len(heaviest) > limit:
+        table.caption = f"and {len(heaviest) - limit} lighter ones"
+    return table
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Bytes with a binary unit and three digits.
+
+    >>> format_bytes(1536), format_bytes(0)
+    ('1.5 KiB', '0 B')
+    """
+    size, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1000:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.3g} {unit}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table with these headers; ">" marks a column of numbers."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        header_style="dim",
+    )
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column[0] == ">" else "left")
+    return table
+
+
+def _axes(axes: tuple[str, ...]) -> str:
+    return " × ".join(axes)
+
+
+def _spec(spec: PartitionSpec) -> str:
+    entries = [entry if isinstance(entry, tuple) else (entry,) for entry in spec]
+    return ", ".join("+".join(name or "·" for name in entry) or "·" for entry in entries)
+
+
+def _times(row: Collective, alike: int) -> str:
+    """Copies of an instruction and the trips of the loops around it, "2 × 3 × 4"."""
+    factors = [str(factor) for factor in ((alike,) if alike > 1 else ()) + row.trips]
+    return ("≤ " if row.conditional else "") + (" × ".join(factors) or "1")
+
+
+def _source(op_name: str) -> str:
+    """The last telling segments of a JAX name stack."""
+    segments = [part for part in op_name.split("/") if part not in _PLUMBING]
+    return "/".join(segments[-3:])

@@ -1,0 +1,16 @@
+"""Models: a decoder in two styles, and adapters that make a Flax module of yours trainable."""
+
+from hybrid_jax.config.model import DecoderConfig, flops_per_token, num_params, preset
+from hybrid_jax.models.attention import dot_product_attention
+from hybrid_jax.models.contract import StagedModel
+from hybrid_jax.models.decoder import Decoder
+
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "StagedModel",
+    "dot_product_attention",
+    "flops_per_token",
+    "num_params",
+    "preset",
+]

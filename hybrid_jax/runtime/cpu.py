@@ -1,0 +1,128 @@
+"""Virtual CPU devices: many devices on one machine, with the XLA flags that make them safe."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+
+import jax
+
+from hybrid_jax.errors import UserError
+
+_COUNT_FLAG = "--xla_force_host_platform_device_count"
+_DISABLED_PASSES_FLAG = "--xla_disable_hlo_passes"
+
+
+def force_cpu_devices(n: int) -> None:
+    """Makes JAX run on `n` virtual CPU devices; call it before the first use of JAX.
+
+    `import jax` may come first (in a notebook, say): JAX reads the environment when it starts its
+    backend, at the first array or the first `jax.devices()`. Flags that are already in
+    `XLA_FLAGS`, and `NPROC`, keep the values they have; only the device count is replaced.
+    Calling it again with the same `n` changes nothing. Child processes inherit the setting.
+
+    >>> force_cpu_devices(8)  # not JAX's first use here, but the same 8 devices
+    >>> jax.device_count()
+    8
+
+    Args:
+      n: number of devices, at least 1.
+
+    Raises:
+      UserError: `n` is not a positive integer, or JAX has already started otherwise.
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise UserError(f"force_cpu_devices({n!r}): the number of devices must be an integer >= 1.")
+    environment = cpu_environment(n, dict(os.environ))
+    if _backend_has_started():
+        _check_running_backend(n, environment)
+        return
+    os.environ.update(environment)
+    # JAX_PLATFORMS and JAX_NUM_CPU_DEVICES are read at `import jax`, which has happened.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", n)
+
+
+def cpu_environment(n: int, environment: dict[str, str]) -> dict[str, str]:
+    """Returns the variables to set on top of `environment` for `n` safe virtual CPU devices.
+
+    Use it to start a child process; `force_cpu_devices` applies it to this one.
+
+    >>> cpu_environment(2, {"XLA_FLAGS": "--xla_dump_to=/tmp/x"})["XLA_FLAGS"].split()[:2]
+    ['--xla_dump_to=/tmp/x', '--xla_force_host_platform_device_count=2']
+    """
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": _merge_flags(environment.get("XLA_FLAGS", ""), n),
+        # Size of XLA's thread pool. Devices that wait for each other in different collectives hold
+        # a thread each, and with one thread per core they can hold all of them and deadlock.
+        "NPROC": environment.get("NPROC", "64"),
+    }
+
+
+def _merge_flags(flags: str, n: int) -> str:
+    """Adds the device count and the safety flags to the user's `XLA_FLAGS`; idempotent."""
+    merged = {
+        name: sep + value for name, sep, value in (flag.partition("=") for flag in flags.split())
+    }
+    merged[_COUNT_FLAG] = f"={n}"
+    for name, value in _safety_flags().items():
+        merged.setdefault(name, f"={value}")
+    # XLA aborts on a bf16 reduction inside a partly manual shard_map when this pass runs on CPU.
+    passes = [name for name in merged.get(_DISABLED_PASSES_FLAG, "=")[1:].split(",") if name]
+    if "all-reduce-promotion" not in passes:
+        passes.append("all-reduce-promotion")
+    merged[_DISABLED_PASSES_FLAG] = "=" + ",".join(passes)
+    return " ".join(name + value for name, value in merged.items())
+
+
+def _safety_flags() -> dict[str, str]:
+    flags = {
+        # Devices share cores, so one may reach a collective minutes after another: the default
+        # gives up after 40 s and aborts the process.
+        "--xla_cpu_collective_call_terminate_timeout_seconds": "600",
+        # Runs independent collectives in the same order on every device: no deadlock between them.
+        "--xla_cpu_enable_concurrency_optimized_scheduler": "false",
+    }
+    # The installed version, because an XLA flag that jaxlib does not know aborts the process.
+    major, minor = importlib.metadata.version("jaxlib").split(".")[:2]
+    if (int(major), int(minor)) < (0, 12):
+        # This fusion segfaults on reductions of rank 7 and 8 (jax issue 39257).
+        flags["--xla_cpu_experimental_ynn_fusion_type"] = ""
+    return flags
+
+
+def _backend_has_started() -> bool:
+    """Whether JAX has initialised its devices; asking must not initialise them.
+
+    JAX has no public question for this, but it publicly refuses to change the number of CPU
+    devices afterwards.
+    """
+    current = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        jax.config.update("jax_num_cpu_devices", current + 1)
+    except RuntimeError:
+        return True
+    jax.config.update("jax_num_cpu_devices", current)
+    return False
+
+
+def _check_running_backend(n: int, environment: dict[str, str]) -> None:
+    """Raises unless the running backend is the one `force_cpu_devices(n)` would have started."""
+    remedy = (
+        "Virtual devices are made when JAX starts: restart the kernel (or the process) and call "
+        f"force_cpu_devices({n}) before the first use of JAX."
+    )
+    platform, count = jax.default_backend(), jax.device_count()
+    if (platform, count) != ("cpu", n):
+        raise UserError(
+            f"force_cpu_devices({n}): JAX has already started with {count} {platform} "
+            f"device{'s' if count > 1 else ''}. {remedy}"
+        )
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    missing = [flag for flag in environment["XLA_FLAGS"].split() if flag not in flags]
+    if missing:
+        raise UserError(
+            f"force_cpu_devices({n}): JAX has already started with {count} cpu devices, but not "
+            f"with {' '.join(missing)} in XLA_FLAGS. {remedy}"
+        )

@@ -1,0 +1,148 @@
+"""The body of the train step: loss and gradients of one batch under any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.models.contract import StagedModel
+from hybrid_jax.pipeline.device import Inputs
+from hybrid_jax.pipeline.executor import execute
+from hybrid_jax.pipeline.program import StageProgram, make_chunk
+from hybrid_jax.pipeline.schedule import Schedule
+from hybrid_jax.sharding.constrain import MANUAL_AXES, Constrain, manual_part
+from hybrid_jax.sharding.rules import BATCH_AXES
+from hybrid_jax.train import zero
+
+PyTree = Any
+
+BATCH_SPEC = PartitionSpec(BATCH_AXES)
+COMPUTE_DTYPES = {"bf16": jnp.bfloat16, "f32": jnp.float32}
+# GPUs and TPUs round f32 matmul inputs to TF32 or bf16 unless told not to.
+MATMUL_PRECISION = {"bf16": "default", "f32": "highest"}
+
+
+def make_program(
+    model: StagedModel,
+    strategy: Strategy,
+    block_placements: PyTree,
+    constrain: Constrain,
+    *,
+    dropout: bool,
+) -> StageProgram:
+    """Cuts `model` for the executor; layer keys are a function of (step key, layer) alone."""
+
+    def layer_key(key_data, layer_id):
+        return jax.random.fold_in(jax.random.wrap_key_data(key_data), layer_id) if dropout else None
+
+    def embed(outer, microbatch, key_data):
+        key = layer_key(key_data, model.num_layers)
+        return model.embed(outer, microbatch, key=key, constrain=constrain)
+
+    def block(params, x, microbatch, layer_id, key_data):
+        key = layer_key(key_data, layer_id)
+        return model.block(params, x, microbatch, key=key, constrain=constrain)
+
+    def head(outer, x, microbatch):
+        return model.head(outer, x, microbatch, constrain=constrain)
+
+    around = zero.gather_per_layer(block_placements) if strategy.zero == 3 else lambda block: block
+    chunk = make_chunk(block, strategy.remat, around)
+    return StageProgram(embed, chunk, head, model.head_dims)
+
+
+def make_loss_and_gradients(
+    program: StageProgram,
+    schedule: Schedule,
+    strategy: Strategy,
+    placements: PyTree,
+    mesh: Mesh,
+    *,
+    bubble_value: float = 0.0,
+) -> Callable:
+    """Returns `f(params, batch, key_data) -> (grads, metrics)`, one `shard_map`.
+
+    Manual over every mesh axis but `model`, so that every byte that crosses them is written in
+    this file and in the ones it calls. Gradients are those of the mean loss per weight, f32, and
+    lie as the parameters lie; metrics are `loss`, `weight` and `grad_norm`. With a schedule that
+    has no backward slots `grads` is empty.
+
+    Args:
+      placements: tree of `Placement` for params {"embed", "blocks", "head"}, blocks in stage order.
+    """
+    skip_bubbles = strategy.skip_bubbles
+    if skip_bubbles is None:
+        skip_bubbles = mesh.devices.flat[0].platform == "cpu"
+    trains = schedule.name != "forward_only"
+    outer_placements, block_placements = split_params(placements)
+
+    def body(params, batch, key_data):
+        outer, blocks = split_params(_compute_copy(params, strategy, placements))
+        blocks = _split_leading(blocks, schedule.chunks)
+        inputs = Inputs(outer, blocks, _microbatches(batch, schedule.microbatches), key_data)
+        with jax.default_matmul_precision(MATMUL_PRECISION[strategy.precision]):
+            totals = execute(
+                schedule, program, inputs, skip_bubbles=skip_bubbles, bubble_value=bubble_value
+            )
+        loss_sum, weight = zero.psum(
+            (totals.loss_sum, totals.weight_sum), MANUAL_AXES, mesh
+        )
+        per_weight = jnp.where(weight > 0, 1 / weight, 0)
+        metrics = {"loss": loss_sum * per_weight, "weight": weight}
+        if not trains:
+            return {}, metrics
+        block_grads = _merge_leading(totals.block_grads)
+        outer_grads = zero.reduce_scatter(totals.outer_grads, outer_placements)
+        if strategy.zero != 3:
+            block_grads = zero.reduce_scatter(block_grads, block_placements)
+        grads = zero.sum_over_copies({**outer_grads, "blocks": block_grads}, placements, mesh)
+        grads = jax.tree.map(lambda grad: grad * per_weight, grads)
+        return grads, {**metrics, "grad_norm": zero.global_norm(grads, placements, mesh)}
+
+    specs = jax.tree.map(lambda placement: manual_part(placement.spec), placements)
+    return jax.shard_map(
+        body,
+        mesh=mesh,
+        in_specs=(specs, BATCH_SPEC, PartitionSpec()),
+        out_specs=(specs if trains else {}, PartitionSpec()),
+        axis_names=set(MANUAL_AXES),
+        check_vma=False,
+    )
+
+
+def split_params(params: PyTree) -> tuple[PyTree, PyTree]:
+    """Splits {"embed", "blocks", "head"} into (outer, blocks)."""
+    outer = {name: part for name, part in params.items() if name != "blocks"}
+    return outer, params["blocks"]
+
+
+def _compute_copy(params: PyTree, strategy: Strategy, placements: PyTree) -> PyTree:
+    """Parameters as the layers read them: compute dtype, gathered once unless ZeRO-3 does it."""
+    dtype = COMPUTE_DTYPES[strategy.precision]
+    params = jax.tree.map(lambda param: param.astype(dtype), params)
+    (outer, blocks), (outer_placements, block_placements) = map(split_params, (params, placements))
+    outer = zero.gather(outer, outer_placements)
+    if strategy.zero != 3:
+        blocks = zero.gather(blocks, block_placements)
+    return {**outer, "blocks": blocks}
+
+
+def _microbatches(batch: PyTree, count: int) -> PyTree:
+    """Local batch [B, ...] → [M, b, ...], with the global index of every example."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    first = lax.axis_index(BATCH_AXES) * size
+    return _split_leading({**batch, "example": first + jnp.arange(size, dtype=jnp.int32)}, count)
+
+
+def _split_leading(tree: PyTree, count: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), tree)
+
+
+def _merge_leading(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)

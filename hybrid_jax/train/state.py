@@ -1,0 +1,60 @@
+"""The training state and where each of its arrays lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hybrid_jax.sharding.placement import Placement
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything a run needs to go on.
+
+    Attributes:
+      step: int32 scalar, the number of updates so far.
+      params: f32 master parameters {"embed", "blocks", "head"}.
+      opt_state: optax state.
+    """
+
+    step: jax.Array
+    params: PyTree
+    opt_state: PyTree
+
+
+def state_shardings(
+    tx: optax.GradientTransformation, shapes: PyTree, placements: PyTree, mesh: Mesh
+) -> TrainState:
+    """Returns a `TrainState` of `NamedSharding`: optimizer state lies where its parameters lie.
+
+    An optimizer leaf belongs to a parameter when its path ends in the parameter's path and their
+    shapes are equal (the moments of Adam, Lion, Muon); any other leaf (counters, the factored
+    moments of Adafactor) is small and lies whole on every device.
+    """
+    is_leaf = lambda node: isinstance(node, Placement)  # noqa: E731
+    shardings = jax.tree.map(lambda p: NamedSharding(mesh, p.spec), placements, is_leaf=is_leaf)
+    by_path = {
+        path: (shape.shape, sharding)
+        for (path, shape), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True
+        )
+    }
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def place(path, leaf):
+        for start in range(len(path)):
+            shape, sharding = by_path.get(path[start:], (None, whole))
+            if shape == leaf.shape:
+                return sharding
+        return whole
+
+    opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, shapes))
+    return TrainState(step=whole, params=shardings, opt_state=opt_state)

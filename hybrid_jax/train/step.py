@@ -1,0 +1,243 @@
+"""The train step: one jitted program for every layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.errors import UserError
+from hybrid_jax.models.contract import StagedModel
+from hybrid_jax.pipeline.schedule import Schedule, forward_only, schedule
+from hybrid_jax.sharding.constrain import make_constrain
+from hybrid_jax.sharding.placement import place_params
+from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules, resolve_rules
+from hybrid_jax.train.gradients import BATCH_SPEC, make_loss_and_gradients, make_program
+from hybrid_jax.train.layers import to_depth_order, to_stage_order
+from hybrid_jax.train.state import TrainState, state_shardings
+
+PyTree = Any
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """A compiled-on-first-use train step for one model on one layout; see `make_train_step`.
+
+    Attributes:
+      model, strategy, mesh: as given.
+      schedule: the pipeline table that the step runs.
+      rules: the resolved logical-axis rules.
+      shapes: tree of `jax.ShapeDtypeStruct` of the parameters.
+      placements: tree of `Placement` of the parameters.
+      shardings: `TrainState` of `NamedSharding`.
+    """
+
+    model: StagedModel
+    strategy: Strategy
+    mesh: Mesh
+    schedule: Schedule
+    rules: AxisRules
+    shapes: PyTree
+    placements: PyTree
+    shardings: TrainState
+    _init: Callable = field(repr=False)
+    _step: Callable = field(repr=False)
+    _evaluate: Callable = field(repr=False)
+    _gradients: Callable = field(repr=False)
+    _canonical: Callable = field(repr=False)
+
+    def init(self, key: jax.Array) -> TrainState:
+        """Returns a fresh state, born sharded: no array is ever whole on one device."""
+        return self._init(key)
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Makes one update; `state` is donated.
+
+        Args:
+          batch: global host arrays [B, T]: `tokens`, `targets`; optional `weights` (f32, default
+            ones), `positions`, `segment_ids`.
+
+        Returns:
+          The next state and the metrics `loss` (mean per weight), `weight` (their sum) and
+          `grad_norm` (before clipping) as device scalars, not waited for.
+
+        Raises:
+          UserError: the batch does not divide into data shards and microbatches.
+        """
+        return self._step(state, self.put(batch))
+
+    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+        """Returns `loss` (mean per weight) and `weight` of `batch`, without dropout."""
+        return self._evaluate(state.params, self.put(batch))
+
+    def gradients(self, params: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
+        """Returns (gradients, metrics) for canonical `params`; gradients are canonical too."""
+        return self._gradients(params, self.put(batch))
+
+    def canonical_params(self, state: TrainState) -> PyTree:
+        """Returns {"embed", "blocks" [L, ...], "head"}: the same tree for every layout."""
+        return self._canonical(state.params)
+
+    def lower(self, batch_shape: tuple[int, int] | Mapping[str, jax.ShapeDtypeStruct]):
+        """Lowers the step for a batch of [B, T] tokens: the jax stages API, absent hardware too."""
+        batch = token_batch(*batch_shape) if isinstance(batch_shape, tuple) else batch_shape
+        self._check_batch(batch)
+        return self._step.lower(self.abstract_state(), dict(batch))
+
+    def abstract_state(self) -> TrainState:
+        """The state's shapes, dtypes and shardings, without any array."""
+        shapes = jax.eval_shape(self._init, jax.random.key(0))
+        return jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(
+                shape.shape, shape.dtype, sharding=sharding
+            ),
+            shapes,
+            self.shardings,
+        )
+
+    def put(self, batch: Batch) -> dict[str, jax.Array]:
+        """Places a global host batch on the mesh, weights filled in."""
+        batch = dict(batch)
+        if "weights" not in batch and "tokens" in batch:
+            batch["weights"] = np.ones(np.shape(batch["tokens"]), np.float32)
+        self._check_batch(batch)
+        return jax.device_put(batch, NamedSharding(self.mesh, BATCH_SPEC))
+
+    def _check_batch(self, batch: Mapping[str, Any]) -> None:
+        shards = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        for name, leaf in batch.items():
+            size = np.shape(leaf)[0]
+            if size % (shards * self.strategy.microbatches):
+                raise UserError(
+                    f"batch[{name!r}] has {size} examples, not divisible by {shards} data shards "
+                    f"(replica x data x expert) x {self.strategy.microbatches} microbatches: use a "
+                    f"multiple of {shards * self.strategy.microbatches} examples."
+                )
+
+
+def make_train_step(
+    model: StagedModel,
+    tx: optax.GradientTransformation,
+    strategy: Strategy,
+    mesh: Mesh,
+    *,
+    clip_norm: float | None = None,
+    seed: int = 0,
+    bubble_value: float = 0.0,
+) -> TrainStep:
+    """Returns the train step of `model` under `strategy` on `mesh`.
+
+    Args:
+      model: see `hybrid_jax.models.StagedModel`.
+      tx: any optax transformation; it sees whole arrays (XLA splits its work as the state is).
+      strategy: sizes, schedule, ZeRO level, rematerialisation, precision.
+      mesh: from `make_mesh(strategy)`, or of absent devices for ahead-of-time compilation.
+      clip_norm: gradients are scaled down to this global norm; None for no clipping.
+      seed: of dropout; the key of an update is a function of (seed, step).
+      bubble_value: what idle pipeline slots compute on; NaN shows that nothing leaks.
+
+    Raises:
+      UserError: model, strategy and mesh do not fit, told with the parameter's path.
+    """
+    _check(model, strategy, mesh)
+    rules = resolve_rules(strategy.rules)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    placements = place_params(shapes, model.axes(), rules, mesh, zero=strategy.zero)
+    shardings = state_shardings(tx, shapes, placements, mesh)
+    sizes = (strategy.stage, strategy.microbatches, strategy.chunks)
+    table = schedule(strategy.schedule, *sizes)
+
+    def loss_and_gradients(table: Schedule, *, dropout: bool) -> Callable:
+        constrain = make_constrain(rules, mesh)
+        program = make_program(model, strategy, placements["blocks"], constrain, dropout=dropout)
+        return make_loss_and_gradients(
+            program, table, strategy, placements, mesh, bubble_value=bubble_value
+        )
+
+    train = loss_and_gradients(table, dropout=True)
+    evaluate = loss_and_gradients(forward_only(*sizes), dropout=False)
+
+    def reorder(params, order):
+        return {**params, "blocks": order(params["blocks"], strategy.stage, strategy.chunks)}
+
+    def init(key):
+        params = reorder(model.init(key), to_stage_order)
+        params = jax.lax.with_sharding_constraint(params, shardings.params)
+        return TrainState(jnp.int32(0), params, tx.init(params))
+
+    def step(state, batch):
+        grads, metrics = train(state.params, batch, step_key(state.step))
+        if clip_norm is not None:
+            scale = jnp.minimum(1.0, clip_norm / jnp.maximum(metrics["grad_norm"], 1e-12))
+            grads = jax.tree.map(lambda grad: grad * scale, grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    def step_key(step):
+        return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), step))
+
+    def gradients(params, batch):
+        params = reorder(params, to_stage_order)
+        params = jax.lax.with_sharding_constraint(params, shardings.params)
+        grads, metrics = train(params, batch, step_key(0))
+        return reorder(grads, to_depth_order), metrics
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    return TrainStep(
+        model=model,
+        strategy=strategy,
+        mesh=mesh,
+        schedule=table,
+        rules=rules,
+        shapes=shapes,
+        placements=placements,
+        shardings=shardings,
+        _init=jax.jit(init, out_shardings=shardings),
+        _step=jax.jit(step, out_shardings=(shardings, whole), donate_argnums=0),
+        _evaluate=jax.jit(
+            lambda params, batch: evaluate(params, batch, step_key(0))[1], out_shardings=whole
+        ),
+        _gradients=jax.jit(gradients, out_shardings=(shardings.params, whole)),
+        _canonical=jax.jit(
+            lambda params: reorder(params, to_depth_order), out_shardings=shardings.params
+        ),
+    )
+
+
+def token_batch(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a plain batch of tokens [B, T]."""
+    tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
+    weights = jax.ShapeDtypeStruct((batch_size, length), jnp.float32)
+    return {"tokens": tokens, "targets": tokens, "weights": weights}
+
+
+def _check(model: StagedModel, strategy: Strategy, mesh: Mesh) -> None:
+    """Raises a UserError for what the step cannot run, before anything is traced."""
+    if dict(mesh.shape) != strategy.axis_sizes:
+        raise UserError(
+            f"the mesh {dict(mesh.shape)} is not that of the strategy {strategy.axis_sizes}: "
+            "build it with make_mesh(strategy)."
+        )
+    for axis in ("context", "expert"):
+        if mesh.shape[axis] > 1:
+            raise UserError(
+                f"{axis}={mesh.shape[axis]}: this version trains over replica, data, stage and model "
+                f"only; set {axis}=1 and give its devices to another axis."
+            )
+    parts = strategy.stage * strategy.chunks
+    if model.num_layers % parts or (parts > 1 and model.num_layers == 0):
+        raise UserError(
+            f"num_layers={model.num_layers} does not divide into stage={strategy.stage} x "
+            f"chunks={strategy.chunks} equal groups: use a multiple of {parts} layers, or fewer "
+            "stages or chunks."
+        )

@@ -1,0 +1,128 @@
+"""The hand-written communication of data parallelism: gather parameters, reduce gradients.
+
+ZeRO, Rajbhandari et al. 2020 (arXiv:1910.02054). Level 1: parameters and optimizer state are split
+over `data`; parameters are gathered once per step and gradients reduce-scattered once per step.
+Level 3: block parameters are gathered layer by layer, again in the backward pass, and their
+gradients are reduce-scattered there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+
+from hybrid_jax.pipeline.ring import plan_residuals
+from hybrid_jax.sharding.constrain import MANUAL_AXES, entry_axes
+from hybrid_jax.sharding.placement import Placement
+
+PyTree = Any
+
+
+def gather(shards: PyTree, placements: PyTree, *, first_dim: int = 0) -> PyTree:
+    """Puts parameters together over their ZeRO axes.
+
+    Args:
+      shards: this device's parameters.
+      placements: their placements, of the stored arrays.
+      first_dim: how many leading dims of the stored arrays are already taken away.
+    """
+
+    def gather_leaf(shard, placement):
+        # Innermost axis first: one axis at a time is what XLA:TPU lowers to a plain all-gather.
+        for axis in reversed(placement.zero_axes):
+            shard = lax.all_gather(shard, axis, axis=placement.zero_dim - first_dim, tiled=True)
+        return shard
+
+    return jax.tree.map(gather_leaf, shards, placements)
+
+
+def reduce_scatter(grads: PyTree, placements: PyTree, *, first_dim: int = 0) -> PyTree:
+    """Sums gradients over their ZeRO axes, keeping this device's shard; f32 on the wire."""
+
+    def reduce_leaf(grad, placement):
+        total = grad.astype(jnp.float32)
+        for axis in placement.zero_axes:
+            total = lax.psum_scatter(
+                total, axis, scatter_dimension=placement.zero_dim - first_dim, tiled=True
+            )
+        return total.astype(grad.dtype)
+
+    return jax.tree.map(reduce_leaf, grads, placements)
+
+
+def sum_over_copies(grads: PyTree, placements: PyTree, mesh: Mesh) -> PyTree:
+    """Sums gradients over the manual axes that hold copies of their parameter."""
+
+    def sum_leaf(grad, placement):
+        axes = copy_axes(placement, mesh)
+        return lax.psum(grad, axes) if axes else grad
+
+    return jax.tree.map(sum_leaf, grads, placements)
+
+
+def global_norm(grads: PyTree, placements: PyTree, mesh: Mesh) -> jax.Array:
+    """The norm of all gradients together, every element counted once; one scalar reduction."""
+
+    def square(grad, placement):
+        copies = [mesh.shape[axis] for axis in copy_axes(placement, mesh)]
+        total = jnp.sum(jnp.square(grad))
+        for size in copies:
+            total = total / size
+        return total
+
+    squares = jax.tree.leaves(jax.tree.map(square, grads, placements))
+    return jnp.sqrt(psum(sum(squares), MANUAL_AXES, mesh))
+
+
+def psum(x: PyTree, axes: tuple[str, ...], mesh: Mesh) -> PyTree:
+    """`lax.psum` over those of `axes` that have more than one device."""
+    axes = tuple(axis for axis in axes if mesh.shape[axis] > 1)
+    return lax.psum(x, axes) if axes else x
+
+
+def copy_axes(placement: Placement, mesh: Mesh) -> tuple[str, ...]:
+    """The manual axes of more than one device along which a parameter is repeated."""
+    split = {axis for entry in placement.spec for axis in entry_axes(entry)}
+    return tuple(a for a in MANUAL_AXES if mesh.shape[a] > 1 and a not in split)
+
+
+def gather_per_layer(placements: PyTree) -> Callable[[Callable], Callable]:
+    """Returns a wrapper that lets a block run on parameter shards (ZeRO-3).
+
+    The gathered parameters never become residuals: the backward pass gathers them again, and
+    reduce-scatters their gradients.
+
+    Args:
+      placements: of the stacked block parameters [L, ...].
+    """
+
+    def wrap(block: Callable) -> Callable:
+        def forward(known, x):
+            params, *rest = known
+            return jax.vjp(lambda params, x: block(params, x, *rest), params, x)
+
+        @jax.custom_vjp
+        def sharded_block(shards, x, *rest):
+            return block(gather(shards, placements, first_dim=1), x, *rest)
+
+        def sharded_forward(shards, x, *rest):
+            known = (gather(shards, placements, first_dim=1), *rest)
+            y, vjp = forward(known, x)
+            return y, (plan_residuals(forward, known, x).split(vjp), shards, rest)
+
+        def sharded_backward(residuals, dy):
+            stored, shards, rest = residuals
+            known = (gather(shards, placements, first_dim=1), *rest)
+            grads, dx = plan_residuals(forward, known, dy).join(stored, known)(dy)
+            grads = reduce_scatter(grads, placements, first_dim=1)
+            return grads, dx, *(None for _ in rest)
+
+        sharded_block.defvjp(sharded_forward, sharded_backward)
+        return sharded_block
+
+    return wrap

@@ -1,0 +1,19 @@
+"""Eight virtual CPU devices for every test, strict promotion rules and a persistent compilation cache."""
+
+from pathlib import Path
+
+from hybrid_jax.runtime.cpu import force_cpu_devices
+
+force_cpu_devices(8)
+
+import jax  # noqa: E402  (the flags above must be set before jax starts)
+
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_sessionstart():
+    if jax.device_count() != 8:
+        raise RuntimeError(f"tests need 8 CPU devices, found {jax.devices()}")
