@@ -1,0 +1,26 @@
+"""Hybrid parallelism for large language models in JAX: data, model and pipeline in one program."""
+
+from hybrid_jax import models
+from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.errors import UserError
+from hybrid_jax.generate import generate
+from hybrid_jax.parity import check_parity
+from hybrid_jax.pipeline.schedule import schedule
+from hybrid_jax.runtime.cpu import force_cpu_devices
+from hybrid_jax.sharding.mesh import make_mesh
+from hybrid_jax.train.state import TrainState
+from hybrid_jax.train.step import TrainStep, make_train_step
+
+__all__ = [
+    "Strategy",
+    "TrainState",
+    "TrainStep",
+    "UserError",
+    "check_parity",
+    "force_cpu_devices",
+    "generate",
+    "make_mesh",
+    "make_train_step",
+    "models",
+    "schedule",
+]

@@ -65,7 +65,7 @@ class DecoderConfig:
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_heads={self.num_heads} must be a multiple of "
-                f"model.num_kv_heads={self.num_kv_heads}: each key head serves equally many queries."
+                f"model.num_kv_heads={self.num_kv_heads}: key heads are shared equally."
             )
         if self.head_dim is None:
             if self.embed_dim % self.num_heads:
@@ -78,7 +78,7 @@ class DecoderConfig:
             raise UserError(f"model.head_dim={self.head_dim} must be at least 1.")
         if self.positions == "rotary" and self.head_dim % 2:
             raise UserError(
-                f"model.head_dim={self.head_dim} is odd, but rotary positions turn pairs of entries: "
+                f"model.head_dim={self.head_dim} is odd, but rotary positions turn pairs: "
                 "make it even, or use positions='learned'."
             )
         if not 0 <= self.dropout < 1:

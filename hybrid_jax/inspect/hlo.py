@@ -1,7 +1,7 @@
-"""Reads compiled HLO text into computations and instructions, just deep enough to follow control flow.
+"""Reads compiled HLO text into computations and instructions, as deep as control flow needs.
 
-The text of `compiled.as_text()` is one instruction per line, so a line is the unit; what a line says
-about types, operands and called computations is kept, everything else stays in `attributes` as text.
+The text of `compiled.as_text()` has one instruction per line, so a line is the unit. What it says
+about types, operands and called computations is kept; all else stays in `attributes` as text.
 """
 
 from __future__ import annotations
@@ -73,13 +73,6 @@ class Computation:
     name: str
     instructions: dict[str, Instruction] = field(default_factory=dict)
     root: str = ""
-
-    def parameter(self, number: int) -> Instruction | None:
-        """The parameter instruction of that number."""
-        for instruction in self.instructions.values():
-            if instruction.opcode == "parameter" and instruction.arguments == str(number):
-                return instruction
-        return None
 
 
 @dataclass(frozen=True)
@@ -205,7 +198,7 @@ def _value(computation: Computation, name: str, outside: Callable[[int], int | N
     instruction = computation.instructions[name]
     if instruction.opcode == "constant":
         return int(instruction.arguments) if re.fullmatch(r"-?\d+", instruction.arguments) else None
-    if instruction.opcode in ("copy", "bitcast", "convert"):
+    if instruction.opcode in ("copy", "copy-start", "copy-done", "bitcast", "convert"):
         return _value(computation, instruction.operands[0], outside)
     if instruction.opcode == "parameter":
         return outside(int(instruction.arguments))

@@ -1,4 +1,4 @@
-"""The collective ledger: which collectives a compiled program runs, how often, over which mesh axes.
+"""The collective ledger: what a compiled program sends, how often, over which mesh axes.
 
 Counts are executions per step: loop trips are multiplied in, as `cost_analysis` does not do.
 """
@@ -219,8 +219,11 @@ class _Walk:
     ) -> Collective | None:
         """The row of one instruction, or None if it is no collective that moves anything."""
         kind = instruction.opcode.removesuffix("-start").removeprefix("ragged-")
-        if kind not in KINDS:
+        if kind not in KINDS or _is_clone(computation, instruction):
             return None
+        # XLA:TPU writes a reduce-scatter as a fusion of an all-reduce and a slice of its result.
+        if computation.name.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
         num_devices = math.prod(self.axis_sizes.values())
         groups = device_groups(instruction.attributes, num_devices)
         axes = crossed_axes(groups, self.axis_sizes)
@@ -263,6 +266,19 @@ class _Walk:
                 heaviest[key] = max(heaviest.get(key, ()), tuple(rows), key=_sent)
         for rows in heaviest.values():
             yield from rows
+
+
+def _is_clone(computation: hlo.Computation, instruction: hlo.Instruction) -> bool:
+    """Whether this is one collective written again.
+
+    XLA:TPU overlaps a collective with computations by writing it into the fusion that starts it,
+    every fusion that runs meanwhile and the one that waits for it: a chain, counted at its start.
+    """
+    starts = any(
+        'custom_call_target="AsyncCollectiveStart"' in other.attributes
+        for other in computation.instructions.values()
+    )
+    return "chain_id=" in instruction.attributes and not starts
 
 
 def _sent(rows: Iterable[Collective]) -> float:

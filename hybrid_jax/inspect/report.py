@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hybrid_jax.config.strategy import Strategy
     from hybrid_jax.train.step import TrainStep
 
-_WIDTH = 110
+_WIDTH = 130
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ class Report:
 
     def _heading(self) -> Text:
         sizes = self.strategy.axis_sizes
-        layout = " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
+        layout = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
         batch, length = self.batch_shape
         facts = (
             f"{self.strategy.num_devices} devices: {layout or 'no axis above 1'}",
             f"{self.strategy.schedule}, {self.strategy.microbatches} microbatches, "
             f"bubble {self.bubble:.1%}",
-            f"batch {batch} × {length}",
+            f"batch {batch} x {length}",
             f"compiled program {tables.format_bytes(self.hlo_bytes)}",
         )
         return Text("  ·  ".join(facts), style="bold")

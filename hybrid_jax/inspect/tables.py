@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -9,12 +10,15 @@ from jax.sharding import PartitionSpec
 from rich import box
 from rich.table import Table
 
-from hybrid_jax.inspect.ledger import Collective, Ledger
+from hybrid_jax.inspect.ledger import Ledger
 from hybrid_jax.inspect.memory import MemoryReport
 from hybrid_jax.inspect.parameters import ParameterRow
 
-# Name-stack segments that tell how JAX traced the program, not which operation it is.
-_PLUMBING = {"shard_map", "while", "body", "closed_call", "eval_jaxpr", "cond", "checkpoint", ""}
+# Segments of a JAX name stack: how the program was traced says nothing, the passes do.
+_PLUMBING = re.compile(
+    r"jit\(.*\)|shard_map|while|body|cond|closed_call|eval_jaxpr|checkpoint|branch_\d+_fun|"
+)
+_PASSES = {r"jvp\(.*\)": "forward", r"transpose\(.*\)": "backward", "rematted_.*": "recompute"}
 
 
 def parameter_view(rows: Iterable[ParameterRow]) -> Table:
@@ -24,7 +28,7 @@ def parameter_view(rows: Iterable[ParameterRow]) -> Table:
     for row in rows:
         table.add_row(
             row.path,
-            " × ".join(map(str, row.shape)) or "scalar",
+            " x ".join(map(str, row.shape)) or "scalar",
             " ".join(axis or "·" for axis in row.axes),
             _spec(row.spec),
             format_bytes(row.device_bytes),
@@ -64,22 +68,26 @@ def axis_view(ledger: Ledger) -> Table:
             total.kind,
             total.dtype,
             ("≤ " if total.conditional else "") + f"{total.count:,}",
-            f"{total.loop_count:,}" if total.loop_count else "–",
+            f"{total.loop_count:,}" if total.loop_count else "-",
             format_bytes(total.wire_bytes),
             f"{total.wire_bytes / whole:.1%}",
         )
         previous = total.axes
     table.add_section()
     table.add_row("total", "", "", f"{ledger.count():,}", "", format_bytes(whole), "", style="bold")
+    notes = ["sent: bytes that one device puts on the wire"]
+    if any(row.conditional for row in ledger.rows):
+        notes.append("≤: in branches that may not run")
     if ledger.unknown_loops:
         loops = ", ".join(ledger.unknown_loops)
-        table.caption = f"counted once, trip count depends on data: {loops}"
+        notes.append(f"counted once, since their trip count depends on data: {loops}")
+    table.caption = "; ".join(notes) + "\n"
     return table
 
 
 def heaviest_view(ledger: Ledger, limit: int = 8) -> Table:
     """The instructions that send most, with the JAX operation they come from."""
-    columns = ("mesh axes", "collective", ">times", ">payload", ">sent", "from")
+    columns = ("mesh axes", "collective", ">per step", ">loops", ">payload", ">sent", "from")
     table = _table("Heaviest collectives", *columns)
     alike = Counter(ledger.rows)
     heaviest = sorted(alike, key=lambda row: -row.wire_bytes * alike[row])
@@ -87,7 +95,8 @@ def heaviest_view(ledger: Ledger, limit: int = 8) -> Table:
         table.add_row(
             _axes(row.axes),
             row.kind,
-            _times(row, alike[row]),
+            ("≤ " if row.conditional else "") + f"{row.count * alike[row]:,}",
+            " x ".join(map(str, row.trips)) or "-",
             format_bytes(row.bytes),
             format_bytes(row.wire_bytes * alike[row]),
             _source(row.op_name),
@@ -122,12 +131,13 @@ def _table(title: str, *columns: str) -> Table:
         header_style="dim",
     )
     for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column[0] == ">" else "left")
+        justify = "right" if column[0] == ">" else "left"
+        table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
     return table
 
 
 def _axes(axes: tuple[str, ...]) -> str:
-    return " × ".join(axes)
+    return " x ".join(axes)
 
 
 def _spec(spec: PartitionSpec) -> str:
@@ -135,13 +145,16 @@ def _spec(spec: PartitionSpec) -> str:
     return ", ".join("+".join(name or "·" for name in entry) or "·" for entry in entries)
 
 
-def _times(row: Collective, alike: int) -> str:
-    """Copies of an instruction and the trips of the loops around it, "2 × 3 × 4"."""
-    factors = [str(factor) for factor in ((alike,) if alike > 1 else ()) + row.trips]
-    return ("≤ " if row.conditional else "") + (" × ".join(factors) or "1")
-
-
 def _source(op_name: str) -> str:
-    """The last telling segments of a JAX name stack."""
-    segments = [part for part in op_name.split("/") if part not in _PLUMBING]
-    return "/".join(segments[-3:])
+    """What a JAX name stack says of an operation: pass, named scopes, primitive.
+
+    >>> _source("jit(step)/shard_map/while/body/transpose(jvp())/mlp/dot_general")
+    'backward/mlp/dot_general'
+    """
+    segments = []
+    for segment in op_name.split("/"):
+        names = (name for pattern, name in _PASSES.items() if re.fullmatch(pattern, segment))
+        name = next(names, segment)
+        if not _PLUMBING.fullmatch(name) and segments[-1:] != [name]:
+            segments.append(name)
+    return "/".join(segments)

@@ -1,6 +1,7 @@
 """Models: a decoder in two styles, and adapters that make a Flax module of yours trainable."""
 
 from hybrid_jax.config.model import DecoderConfig, flops_per_token, num_params, preset
+from hybrid_jax.models.adapters import from_flax, from_parts
 from hybrid_jax.models.attention import dot_product_attention
 from hybrid_jax.models.contract import StagedModel
 from hybrid_jax.models.decoder import Decoder
@@ -11,6 +12,8 @@ __all__ = [
     "StagedModel",
     "dot_product_attention",
     "flops_per_token",
+    "from_flax",
+    "from_parts",
     "num_params",
     "preset",
 ]

@@ -1,4 +1,4 @@
-"""What the train step needs of a model: pure functions of pure pytrees, cut where a pipeline cuts."""
+"""What the train step needs of a model: pure functions, cut where a pipeline cuts."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ class StagedModel(Protocol):
         key: jax.Array | None,
         constrain: Constrain,
     ) -> jax.Array:
-        """Returns the output [B, T, D] of one layer, given its slice of "blocks" (no layers dim)."""
+        """Returns one layer's output [B, T, D]; `layer_params` is its slice of "blocks"."""
         ...
 
     def head(
         self, outer: Params, x: jax.Array, batch: Batch, *, constrain: Constrain
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns (sum of weighted losses, sum of weights), float32 scalars, of the tokens given."""
+        """Returns (weighted sum of losses, sum of weights) of the tokens given; float32."""
         ...

@@ -12,14 +12,18 @@ from jax import lax
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.models.attention import dot_product_attention
 from hybrid_jax.models.contract import Batch, Constrain, Params, PyTree, unconstrained
-from hybrid_jax.models.functional import functional, stack_axes, stack_init
+from hybrid_jax.models.functional import from_nnx, stack_axes, stack_init
 from hybrid_jax.models.layers import (
     INIT_STD,
     Dropout,
+    Norm,
     Projection,
+    gelu,
     make_dropout,
-    make_norm,
+    matmul,
+    rotary,
     rotate,
+    swiglu,
 )
 from hybrid_jax.models.loss import cross_entropy
 
@@ -76,8 +80,8 @@ class SelfAttention(nnx.Module):
         k = constrain(self.k(x), ("batch", "length", "act_kv_heads", None))
         v = constrain(self.v(x), ("batch", "length", "act_kv_heads", None))
         if self.config.positions == "rotary":
-            q = rotate(q, positions, self.config.rope_theta)
-            k = rotate(k, positions, self.config.rope_theta)
+            cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return self.o(self.attend(q, k, v, segment_ids=segment_ids))
 
 
@@ -97,17 +101,17 @@ class MLP(nnx.Module):
         names = ("batch", "length", "act_mlp")
         up = constrain(self.up(x), names)
         if hasattr(self, "gate"):
-            return self.down(jax.nn.silu(constrain(self.gate(x), names)) * up)
-        return self.down(jax.nn.gelu(up, approximate=True))
+            return self.down(swiglu(constrain(self.gate(x), names), up))
+        return self.down(gelu(up))
 
 
 class Block(nnx.Module):
     """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: DecoderConfig, attend: Attention, rngs: nnx.Rngs):
-        self.attention_norm = make_norm(config)
+        self.attention_norm = Norm(config)
         self.attention = SelfAttention(config, attend, rngs)
-        self.mlp_norm = make_norm(config)
+        self.mlp_norm = Norm(config)
         self.mlp = MLP(config, rngs)
 
     def __call__(
@@ -129,7 +133,7 @@ class Head(nnx.Module):
     """The last norm and the logits [B, T, V], float32."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.norm = make_norm(config)
+        self.norm = Norm(config)
         if not config.tied:
             shape = (config.embed_dim, config.vocab_size)
             values = INIT_STD * jax.random.normal(rngs.params(), shape)
@@ -137,7 +141,7 @@ class Head(nnx.Module):
 
     def __call__(self, x: jax.Array, token_table: jax.Array, constrain: Constrain) -> jax.Array:
         kernel = self.kernel[...] if hasattr(self, "kernel") else token_table.T
-        logits = jnp.matmul(self.norm(x), kernel, preferred_element_type=jnp.float32)
+        logits = matmul(self.norm(x), kernel, jnp.float32)
         return constrain(logits, ("batch", "length", "act_vocab"))
 
 
@@ -171,9 +175,9 @@ class Decoder:
     def __init__(self, config: DecoderConfig, attention: Attention = dot_product_attention):
         self.config = config
         self.num_layers = config.num_layers
-        self._embed = functional(lambda rngs: Embed(config, rngs))
-        self._block = functional(lambda rngs: Block(config, attention, rngs))
-        self._head = functional(lambda rngs: Head(config, rngs))
+        self._embed = from_nnx(lambda rngs: Embed(config, rngs))
+        self._block = from_nnx(lambda rngs: Block(config, attention, rngs))
+        self._head = from_nnx(lambda rngs: Head(config, rngs))
 
     def init(self, key: jax.Array) -> Params:
         """Returns fresh float32 parameters, blocks stacked [L, ...]."""
@@ -187,9 +191,9 @@ class Decoder:
     def axes(self) -> PyTree:
         """Returns the logical names of every parameter's dims."""
         return {
-            "embed": self._embed.axes(),
-            "blocks": stack_axes(self._block.axes()),
-            "head": self._head.axes(),
+            "embed": self._embed.axes,
+            "blocks": stack_axes(self._block.axes),
+            "head": self._head.axes,
         }
 
     def embed(

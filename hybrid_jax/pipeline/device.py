@@ -125,17 +125,13 @@ class Device:
 
         def run(y, totals):
             batch = _take(self.inputs.batch, jnp.maximum(microbatch, 0))
+            share = y
             if self.stages > 1:
-                y, batch = self.tokens.scatter(y), self.tokens.own(batch, self.stage)
+                share, batch = self.tokens.scatter(y), self.tokens.own(batch, self.stage)
+            head = lambda outer, share: self.program.head(outer, share, batch)  # noqa: E731
             if not self.trains:
-                loss, weight = self.program.head(self.inputs.outer, y, batch)
-                return _add_loss(totals, loss, weight), y
-            loss, vjp, weight = jax.vjp(
-                lambda outer, y: self.program.head(outer, y, batch),
-                self.inputs.outer,
-                y,
-                has_aux=True,
-            )
+                return _add_loss(totals, *head(self.inputs.outer, share)), y
+            loss, vjp, weight = jax.vjp(head, self.inputs.outer, share, has_aux=True)
             outer_grads, dy = vjp(jnp.ones_like(loss))
             if self.stages > 1:
                 dy = self.tokens.gather(dy)
@@ -173,7 +169,7 @@ class Device:
         return run(known, stored, dy, totals)
 
     def output_gradient(self, work: Work, from_head: jax.Array, received: jax.Array) -> jax.Array:
-        """The gradient a backward slot starts from: the head's at the end, else the next stage's."""
+        """What a backward slot starts from: the head's gradient at the end, else the received."""
         ends = self._is_virtual_stage(work.chunk, self.schedule.chunks - 1, self.stages - 1)
         return from_head if ends is True else jnp.where(ends, from_head, received)
 
@@ -210,8 +206,9 @@ class Device:
 
     def _add_to_chunk(self, totals: PyTree, grads: PyTree, chunk: jax.Array) -> PyTree:
         if self.schedule.chunks == 1:
-            return jax.tree.map(lambda total, grad: total + grad[None].astype(total.dtype), totals, grads)
-        return jax.tree.map(lambda total, grad: total.at[chunk].add(grad.astype(total.dtype)), totals, grads)
+            return _add(totals, jax.tree.map(lambda grad: grad[None], grads))
+        add = lambda total, grad: total.at[chunk].add(grad.astype(total.dtype))  # noqa: E731
+        return jax.tree.map(add, totals, grads)
 
     def _is_virtual_stage(self, chunk: jax.Array, wanted_chunk: int, wanted_stage: int = 0):
         """Whether a slot is at one end of the model; the Python `True` when there is one stage."""
@@ -238,9 +235,7 @@ def _add(totals: PyTree, grads: PyTree) -> PyTree:
 
 
 def _add_loss(totals: Totals, loss: jax.Array, weight: jax.Array) -> Totals:
-    return totals._replace(
-        loss_sum=totals.loss_sum + loss, weight_sum=totals.weight_sum + weight
-    )
+    return totals._replace(loss_sum=totals.loss_sum + loss, weight_sum=totals.weight_sum + weight)
 
 
 def _where(valid: jax.Array, grads: PyTree) -> PyTree:

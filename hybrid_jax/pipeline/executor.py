@@ -63,9 +63,7 @@ def execute(
         virtual devices share cores) instead of computed and masked.
       bubble_value: what idle slots compute on; NaN in tests, to show that nothing leaks.
     """
-    device = Device(
-        schedule, program, inputs, skip_bubbles=skip_bubbles, bubble_value=bubble_value
-    )
+    device = Device(schedule, program, inputs, skip_bubbles=skip_bubbles, bubble_value=bubble_value)
 
     def column(table: np.ndarray) -> jax.Array:
         return jnp.asarray(table)[:, device.stage]

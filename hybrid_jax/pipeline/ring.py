@@ -27,7 +27,7 @@ class ResidualPlan:
       stored: shape and dtype of the leaves that the ring must hold.
     """
 
-    treedef: jax.tree_util.PyTreeDef
+    treedef: Any
     known: tuple[int | None, ...]
     stored: tuple[jax.ShapeDtypeStruct, ...]
 

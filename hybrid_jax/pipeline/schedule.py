@@ -99,8 +99,8 @@ class Schedule:
         Segment(start=3, stop=11, forward=True, backward=True, head='all')
         Segment(start=11, stop=14, forward=False, backward=True, head='none')
         """
-        forward = (self.f_microbatch >= 0).any(axis=1)
-        backward = (self.b_microbatch >= 0).any(axis=1)
+        forward = np.any(self.f_microbatch >= 0, axis=1)
+        backward = np.any(self.b_microbatch >= 0, axis=1)
         kind = 2 * forward + backward
         starts = np.flatnonzero(np.diff(kind, prepend=-1)).tolist()
         segments = []

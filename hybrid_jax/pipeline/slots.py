@@ -30,7 +30,7 @@ def assign_slots(
     num_ticks, stages = f_microbatch.shape
     f_slot = np.zeros((num_ticks, stages), np.int32)
     b_slot = np.zeros((num_ticks, stages), np.int32)
-    writes = (f_microbatch >= 0).any(axis=1)
+    writes = np.any(f_microbatch >= 0, axis=1)
     num_slots = 1
     for stage in range(stages):
         free = [0]

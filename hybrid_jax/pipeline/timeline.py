@@ -80,10 +80,13 @@ def plot_timeline(
         ax.broken_barh([(0, simulation.total)], (stage - 0.43, 0.86), facecolor=IDLE_COLOR)
     ax.margins(x=0)
     tick_starts = np.concatenate([[0.0], simulation.tick_ends[:-1]])
-    b_width = b_cost / schedule.chunks
     _draw_cells(ax, schedule, "F", tick_starts, f_cost / schedule.chunks)
-    _draw_cells(ax, schedule, "B", simulation.tick_ends - b_width, b_width)
-    _decorate(ax, schedule, simulation.bubble_fraction)
+    kinds = ["F"]
+    if (schedule.b_microbatch >= 0).any():
+        b_width = b_cost / schedule.chunks
+        _draw_cells(ax, schedule, "B", simulation.tick_ends - b_width, b_width)
+        kinds.append("B")
+    _decorate(ax, schedule, kinds, simulation.bubble_fraction)
     return ax
 
 
@@ -167,7 +170,7 @@ def _draw_cells(ax: Axes, schedule: Schedule, kind: str, starts: np.ndarray, wid
             )
 
 
-def _decorate(ax: Axes, schedule: Schedule, bubble_fraction: float) -> None:
+def _decorate(ax: Axes, schedule: Schedule, kinds: list[str], bubble_fraction: float) -> None:
     """Names the stages, the time axis and the colours, and gives the bubble in the title."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.patches import Patch
@@ -175,12 +178,11 @@ def _decorate(ax: Axes, schedule: Schedule, bubble_fraction: float) -> None:
     shades = range(schedule.chunks)
     handles = [
         tuple(Patch(color=_color(kind, chunk, schedule.chunks)) for chunk in shades)
-        for kind in "FB"
-        if (_tables(schedule, kind)[0] >= 0).any()
+        for kind in kinds
     ]
     ax.legend(
         handles,
-        ["F", "B"][: len(handles)],
+        kinds,
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
         loc="lower right",
         bbox_to_anchor=(1.0, 1.0),

@@ -1,4 +1,4 @@
-"""Splitting the last stage's tokens over all stages, so that every stage computes 1/S of the head."""
+"""Splitting the last stage's tokens, so that every stage computes 1/S of the head."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class TokenSplit:
         whole = lax.all_gather(x, "stage", axis=self.dim, tiled=True)
         return lax.slice_in_dim(whole, 0, self.size, axis=self.dim)
 
-    def own(self, tree: PyTree, stage: jax.Array) -> PyTree:
-        """This stage's slice of arrays that every stage holds; arrays without the dim stay whole."""
+    def own(self, tree: PyTree, stage: jax.Array | int) -> PyTree:
+        """This stage's slice of what every stage holds; arrays without the dim stay whole."""
 
         def own_slice(x):
             if x.ndim <= self.dim:
@@ -82,6 +82,6 @@ def split_tokens(
     if not even and "weights" not in microbatch:
         raise UserError(
             f"the head's {x.shape[dim]} rows do not split over stage={stages}: make the microbatch "
-            f"size a multiple of {stages}, or put 'weights' in the batch so that padding can be masked."
+            f"size a multiple of {stages}, or put 'weights' in the batch to mask padding."
         )
     return TokenSplit(stages, dim, x.shape[dim])

@@ -68,7 +68,8 @@ def check_divisible(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh, *, 
             wanted = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
             raise UserError(
                 f"{path}: dim {dim} of shape {tuple(shape)} is {shape[dim]}, not divisible by "
-                f"{wanted}: choose sizes that divide it, or a rule that does not shard this dim."
+                f"{wanted}: make it a multiple of {parts} (the next is "
+                f"{-(-shape[dim] // parts) * parts}), shrink the axis, or change the rule for it."
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -13,7 +14,7 @@ from hybrid_jax.config.strategy import MESH_AXES, Strategy
 from hybrid_jax.errors import UserError
 
 
-def make_mesh(strategy: Strategy, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(strategy: Strategy, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh with the six named axes of `strategy`, slowest link outermost.
 
     On TPU the axes follow the physical torus; with several slices (DCN between them) the outer
@@ -32,8 +33,8 @@ def make_mesh(strategy: Strategy, devices: Sequence[jax.Device] | None = None) -
     if strategy.num_devices != len(devices):
         product = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
         raise UserError(
-            f"the mesh axes {product or 'all 1'} need {strategy.num_devices} devices, but there are "
-            f"{len(devices)}: change an axis so that the product is {len(devices)}, pass "
+            f"the mesh axes {product or 'all 1'} need {strategy.num_devices} devices, but there "
+            f"are {len(devices)}: change an axis so that the product is {len(devices)}, pass "
             f"devices=jax.devices()[:{strategy.num_devices}], or on a CPU call "
             f"force_cpu_devices({strategy.num_devices}) (config: cpu_devices)."
         )

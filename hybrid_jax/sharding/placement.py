@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
@@ -12,8 +11,6 @@ from jax.sharding import Mesh, PartitionSpec
 from hybrid_jax.errors import UserError
 from hybrid_jax.sharding.constrain import check_divisible, entry_axes
 from hybrid_jax.sharding.rules import Axes, AxisRules
-
-PyTree = Any
 
 
 @dataclass(frozen=True)
@@ -32,38 +29,26 @@ class Placement:
     zero_axes: tuple[str, ...] = ()
 
 
-def place_params(
-    shapes: PyTree, axes: PyTree, rules: AxisRules, mesh: Mesh, *, zero: int
-) -> PyTree:
-    """Returns a tree of `Placement`, one for each parameter.
+def place_param(
+    shape: tuple[int, ...], names: Axes, rules: AxisRules, mesh: Mesh, *, zero: int, path: str
+) -> Placement:
+    """Returns the placement of one parameter.
 
     Args:
-      shapes: pytree of arrays or `jax.ShapeDtypeStruct`.
-      axes: the same structure with tuples of logical names as leaves.
+      names: one logical axis (or None) for each dim.
       zero: 0 keeps parameters and optimizer state whole on `data`; 1 and 3 split them
         (Rajbhandari et al. 2020, arXiv:1910.02054).
+      path: of the parameter, for errors.
 
     Raises:
       UserError: rank mismatch, indivisible dim, or a rule that puts a parameter on a mesh axis
         that parameters cannot use.
     """
-
-    def place(key_path, shape, names):
-        path = path_name(key_path)
-        if len(names) != len(shape.shape):
-            raise UserError(
-                f"{path}: {len(names)} logical axes {names} for shape {shape.shape}: "
-                "give one name (or None) for each dim."
-            )
-        return place_param(shape.shape, names, rules, mesh, zero=zero, path=path)
-
-    return jax.tree_util.tree_map_with_path(place, shapes, axes)
-
-
-def place_param(
-    shape: tuple[int, ...], names: Axes, rules: AxisRules, mesh: Mesh, *, zero: int, path: str
-) -> Placement:
-    """Returns the placement of one parameter; see `place_params`."""
+    if len(names) != len(shape):
+        raise UserError(
+            f"{path}: {len(names)} logical axes {names} for shape {shape}: "
+            "give one name (or None) for each dim."
+        )
     spec = rules.to_spec(names, path=path)
     _check_parameter_axes(spec, names, zero, path)
     check_divisible(shape, spec, mesh, path=path)
@@ -72,9 +57,10 @@ def place_param(
     on_stage = any("stage" in entry_axes(entry) for entry in spec)
     everything = ("data",) if on_stage else ("stage", "data")
     everything = tuple(axis for axis in everything if mesh.shape[axis] > 1)
-    for zero_axes in (everything, ("data",)):
+    data_only = tuple(axis for axis in everything if axis == "data")
+    for zero_axes in (everything, data_only):
         zero_dim = _zero_dim(shape, spec, names, zero_axes, mesh)
-        if zero_axes and mesh.shape[zero_axes[-1]] > 1 and zero_dim is not None:
+        if zero_axes and zero_dim is not None:
             entries = list(spec)
             entries[zero_dim] = zero_axes if len(zero_axes) > 1 else zero_axes[0]
             return Placement(PartitionSpec(*entries), zero_dim, zero_axes)
@@ -111,8 +97,8 @@ def _check_parameter_axes(spec: PartitionSpec, names: Axes, zero: int, path: str
             allowed = {"layers": ("stage",)}.get(name or "", ("model", "data"))
             if axis not in allowed:
                 raise UserError(
-                    f"{path}: a rule puts {name!r} on {axis!r}, but this dim of a parameter can only "
-                    f"be split over {' or '.join(allowed)}: change the rule."
+                    f"{path}: a rule puts {name!r} on {axis!r}, but this dim of a parameter can "
+                    f"only be split over {' or '.join(allowed)}: change the rule."
                 )
 
 

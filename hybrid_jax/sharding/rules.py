@@ -14,6 +14,21 @@ Rule = tuple[str, tuple[str, ...]]
 
 BATCH_AXES = ("replica", "data", "expert")
 
+ACTIVATION_NAMES = frozenset(
+    [
+        "batch",
+        "length",
+        "norm_length",
+        "act_embed",
+        "act_mlp",
+        "act_heads",
+        "act_kv_heads",
+        "act_vocab",
+    ]
+)
+FIXED_NAMES = {"layers": "stage", "batch": "replica, data and expert"}
+"""Logical axes that the train step splits by hand, and over what."""
+
 # fmt: off
 MEGATRON: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     # parameters                          # example
@@ -37,7 +52,7 @@ MEGATRON: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("act_vocab",    "model"),
 )
 # fmt: on
-"""Tensor parallelism of Shoeybi et al. 2019 (arXiv:1909.08053): column- then row-parallel kernels."""
+"""Tensor parallelism of Shoeybi et al. 2019 (arXiv:1909.08053): column-, then row-parallel."""
 
 ADDITIONS: Mapping[str, tuple[tuple[str, str | tuple[str, ...]], ...]] = {
     # Sequence parallelism, Korthikanti et al. 2022 (arXiv:2205.05198): norms work on 1/model of the
@@ -58,11 +73,12 @@ class AxisRules:
     """
 
     table: tuple[Rule, ...]
+    own: tuple[Rule, ...] = ()  # those that the user wrote, part of `table`
 
     @classmethod
     def of(cls, rules: Iterable[tuple[str, str | tuple[str, ...] | None]]) -> AxisRules:
         """Builds rules from (logical, mesh axis | mesh axes | None) pairs."""
-        return cls(tuple((name, _as_tuple(mesh_axes)) for name, mesh_axes in rules))
+        return cls(_as_table(rules))
 
     @property
     def names(self) -> frozenset[str]:
@@ -136,7 +152,12 @@ def resolve_rules(rules: str | Iterable | None) -> AxisRules:
                 )
         first = [rule for word in additions for rule in ADDITIONS[word]]
         return AxisRules.of([*first, *MEGATRON])
-    return AxisRules.of([*rules, *MEGATRON])
+    own = _as_table(rules)
+    return AxisRules(own + _as_table(MEGATRON), own)
+
+
+def _as_table(rules: Iterable[tuple[str, str | tuple[str, ...] | None]]) -> tuple[Rule, ...]:
+    return tuple((name, _as_tuple(mesh_axes)) for name, mesh_axes in rules)
 
 
 def _as_tuple(mesh_axes: str | Iterable[str] | None) -> tuple[str, ...]:

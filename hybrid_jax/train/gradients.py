@@ -90,9 +90,7 @@ def make_loss_and_gradients(
             totals = execute(
                 schedule, program, inputs, skip_bubbles=skip_bubbles, bubble_value=bubble_value
             )
-        loss_sum, weight = zero.psum(
-            (totals.loss_sum, totals.weight_sum), MANUAL_AXES, mesh
-        )
+        loss_sum, weight = zero.psum((totals.loss_sum, totals.weight_sum), MANUAL_AXES, mesh)
         per_weight = jnp.where(weight > 0, 1 / weight, 0)
         metrics = {"loss": loss_sum * per_weight, "weight": weight}
         if not trains:

@@ -57,4 +57,4 @@ def state_shardings(
         return whole
 
     opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, shapes))
-    return TrainState(step=whole, params=shardings, opt_state=opt_state)
+    return TrainState(whole, shardings, opt_state)  # pyright: ignore[reportArgumentType]

@@ -18,7 +18,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.models.contract import StagedModel
 from hybrid_jax.pipeline.schedule import Schedule, forward_only, schedule
 from hybrid_jax.sharding.constrain import make_constrain
-from hybrid_jax.sharding.placement import place_params
+from hybrid_jax.sharding.doctor import place_params
 from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules, resolve_rules
 from hybrid_jax.train.gradients import BATCH_SPEC, make_loss_and_gradients, make_program
 from hybrid_jax.train.layers import to_depth_order, to_stage_order
@@ -231,8 +231,8 @@ def _check(model: StagedModel, strategy: Strategy, mesh: Mesh) -> None:
     for axis in ("context", "expert"):
         if mesh.shape[axis] > 1:
             raise UserError(
-                f"{axis}={mesh.shape[axis]}: this version trains over replica, data, stage and model "
-                f"only; set {axis}=1 and give its devices to another axis."
+                f"{axis}={mesh.shape[axis]}: this version trains over replica, data, stage and "
+                f"model only; set {axis}=1 and give its devices to another axis."
             )
     parts = strategy.stage * strategy.chunks
     if model.num_layers % parts or (parts > 1 and model.num_layers == 0):

@@ -12,8 +12,8 @@ def schedules(draw) -> Schedule:
     stages = draw(st.integers(1, 6))
     if name == "interleaved":
         stages = max(stages, 2)
-    chunks = {"interleaved": st.integers(2, 4), "forward_only": st.integers(1, 4)}.get(name)
-    chunks = draw(chunks) if chunks else 1
+    fewest, most = {"interleaved": (2, 4), "forward_only": (1, 4)}.get(name, (1, 1))
+    chunks = draw(st.integers(fewest, most))
     if chunks > 1:
         microbatches = stages * draw(st.integers(1, 16 // stages))
     else:

@@ -1,0 +1,140 @@
+"""The command line: `hybrid-jax train CONFIG [section.field=value ...]` and its siblings."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from hybrid_jax.config.load import load_config
+from hybrid_jax.config.run import RunConfig
+from hybrid_jax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hybrid_jax.build import Run
+    from hybrid_jax.train.state import TrainState
+
+# Commands import JAX, and what uses it, when they run: help and config errors come at once.
+
+
+def train(config: RunConfig) -> None:
+    """Train a model and report its held-out loss and a sample of its text."""
+    import jax
+    from rich.console import Console
+
+    from hybrid_jax.build import build, build_log
+    from hybrid_jax.hooks import Evaluate
+    from hybrid_jax.metrics.progress import ProgressBar
+    from hybrid_jax.trainer import EveryN, Trainer
+
+    console = Console(highlight=False, soft_wrap=True)
+    run = build(config)
+    console.print(_heading(run))
+    steps = config.train.steps
+    state = run.train.init(jax.random.key(config.train.seed))
+    with build_log(run, [ProgressBar(steps, console)]) as log:
+        evaluation = Evaluate(run.train, run.validation, log)
+        hooks = [log, EveryN(config.train.eval_every or steps, evaluation)]
+        state = Trainer(run.train, run.batches, steps=steps, hooks=hooks).fit(state)
+    if state.step < steps:
+        console.print(f"stopped after {state.step} of {steps} steps")
+    _print_summary(run, state, evaluation.loss, console)
+
+
+def inspect(config: RunConfig) -> None:
+    """Print what the train step of a config costs: parameters, memory, communication."""
+    from hybrid_jax.build import build_train_step
+    from hybrid_jax.inspect.report import inspect as make_report
+
+    print(make_report(build_train_step(config), (config.data.global_batch, config.data.seq_len)))
+
+
+COMMANDS: dict[str, Callable[[RunConfig], None]] = {"train": train, "inspect": inspect}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C.
+
+    A user's mistake is told in one line on stderr, without a traceback.
+    """
+    try:
+        options = _parse(sys.argv[1:] if arguments is None else arguments)
+        COMMANDS[options.command](load_config(options.config, options.overrides))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: see `{self.prog} --help`.")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog="hybrid-jax", description="Train language models in JAX.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        line = (command.__doc__ or "").strip()
+        subparser = commands.add_parser(name, help=line, description=line)
+        subparser.add_argument(
+            "config", metavar="CONFIG", help="a YAML file, such as those in configs/"
+        )
+        subparser.add_argument(
+            "overrides",
+            metavar="section.field=value",
+            nargs="*",
+            help="a field to replace, such as strategy.stage=4; later ones win",
+        )
+    first = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if first is not None and first not in COMMANDS:
+        raise UserError(
+            f"unknown command {first!r}: choose one of {', '.join(COMMANDS)}."
+            f"{nearest(first, COMMANDS)}"
+        )
+    return parser.parse_args(arguments)
+
+
+def _heading(run: Run) -> str:
+    from hybrid_jax.models import num_params
+
+    config = run.config
+    sizes = config.strategy.axis_sizes.items()
+    layout = " x ".join(f"{axis} {size}" for axis, size in sizes if size > 1) or "one device"
+    kind = run.train.mesh.devices.flat[0].device_kind
+    return (
+        f"{num_params(config.model) / 1e6:,.1f} M parameters on "
+        f"{config.strategy.num_devices} {kind} ({layout}), {config.strategy.schedule}, batches of {config.data.global_batch} x "
+        f"{config.data.seq_len} tokens of {config.data.source}"
+    )
+
+
+def _print_summary(run: Run, state: TrainState, loss: float, console: Console) -> None:
+    """Held-out loss beside that of byte frequencies on the same text, and a sample."""
+    import jax
+
+    from hybrid_jax.generate import generate
+
+    config = run.config.train
+    for name, nats in (("model", loss), ("byte frequencies", run.unigram_loss)):
+        bits = nats / math.log(2)
+        console.print(f"held-out loss of {name:<17} {nats:.3f} nats, {bits:.3f} bits per byte")
+    if config.output_dir is not None:
+        console.print(f"metrics in {config.output_dir}")
+    if config.sample_tokens:
+        text = generate(
+            run.model,
+            run.train.canonical_params(state),
+            config.sample_prompt,
+            max_new_tokens=config.sample_tokens,
+            temperature=config.sample_temperature,
+            key=jax.random.key(config.seed),
+        )
+        console.print("sample:", text, sep="\n", markup=False)

@@ -1,0 +1,121 @@
+"""Everything a run is made of, checked together before any device is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hybrid_jax.config.checks import check_int, multiples_near
+from hybrid_jax.config.data import DataConfig
+from hybrid_jax.config.model import DecoderConfig, preset
+from hybrid_jax.config.optimizer import OptimizerConfig
+from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.config.train import TrainConfig
+from hybrid_jax.errors import UserError
+
+_NUM_BYTES = 256
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run: what a file in `configs/` says.
+
+    >>> RunConfig().model.num_layers
+    4
+
+    Attributes:
+      model: the decoder.
+      strategy: its layout over the devices.
+      optimizer: the update rule.
+      data: the text and its batches.
+      train: length of the run and what it reports.
+      cpu_devices: virtual CPU devices to run on; None: the devices that JAX finds.
+
+    Raises:
+      UserError: sections that do not fit each other.
+    """
+
+    model: DecoderConfig = field(default_factory=lambda: preset("nano"))
+    strategy: Strategy = field(default_factory=Strategy)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    cpu_devices: int | None = None
+
+    def __post_init__(self):
+        self._check_devices()
+        self._check_layers()
+        self._check_batch()
+        self._check_lengths()
+        self._check_vocabulary()
+        self._check_schedule()
+
+    def _check_devices(self):
+        if self.cpu_devices is None:
+            return
+        check_int("cpu_devices", self.cpu_devices, at_least=1)
+        needed = self.strategy.num_devices
+        if self.cpu_devices != needed:
+            sizes = self.strategy.axis_sizes.items()
+            product = " x ".join(f"{axis}={size}" for axis, size in sizes if size > 1)
+            raise UserError(
+                f"cpu_devices={self.cpu_devices} must be the product of the strategy's axes, "
+                f"{product or 'all 1'}: set cpu_devices={needed}, or change an axis."
+            )
+
+    def _check_layers(self):
+        stage, chunks = self.strategy.stage, self.strategy.chunks
+        layers, groups = self.model.num_layers, stage * chunks
+        if layers % groups:
+            raise UserError(
+                f"model.num_layers={layers} must be a multiple of {groups} "
+                f"(strategy.stage={stage} x strategy.chunks={chunks}): use "
+                f"{multiples_near(layers, groups)} layers, or fewer stages or chunks."
+            )
+
+    def _check_batch(self):
+        strategy, batch = self.strategy, self.data.global_batch
+        shards = strategy.replica * strategy.data * strategy.expert
+        unit = shards * strategy.microbatches
+        if batch % unit:
+            raise UserError(
+                f"data.global_batch={batch} must be a multiple of {unit} ({shards} data shards x "
+                f"strategy.microbatches={strategy.microbatches}): use "
+                f"{multiples_near(batch, unit)}, or change strategy.microbatches."
+            )
+
+    def _check_lengths(self):
+        longest = self.model.max_length
+        if self.data.seq_len > longest:
+            raise UserError(
+                f"data.seq_len={self.data.seq_len} must be at most model.max_length={longest}: "
+                "shorten the one or raise the other."
+            )
+        sample = len(self.train.sample_prompt.encode()) + self.train.sample_tokens
+        if not self.train.sample_tokens:
+            return
+        if not self.train.sample_prompt:
+            raise UserError(
+                "train.sample_prompt='' must not be empty: give the text that the sample begins "
+                "with, or set train.sample_tokens=0."
+            )
+        if sample > longest:
+            raise UserError(
+                f"train.sample_tokens={self.train.sample_tokens} and the prompt make {sample} "
+                f"tokens, but model.max_length={longest}: set train.sample_tokens to at most "
+                f"{longest - sample + self.train.sample_tokens}."
+            )
+
+    def _check_vocabulary(self):
+        if self.model.vocab_size < _NUM_BYTES:
+            raise UserError(
+                f"model.vocab_size={self.model.vocab_size} must be at least {_NUM_BYTES}: the data "
+                "are bytes."
+            )
+
+    def _check_schedule(self):
+        warmup, steps = self.optimizer.warmup_steps, self.train.steps
+        if warmup and warmup >= steps:
+            raise UserError(
+                f"optimizer.warmup_steps={warmup} must be less than train.steps={steps}: "
+                "shorten the warm-up or train longer."
+            )

@@ -1,0 +1,195 @@
+"""What a layout is: mesh axis sizes, schedule, ZeRO, remat, precision, rules. Pure data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from hybrid_jax.config.checks import check_choice, check_int, multiples_near
+from hybrid_jax.errors import UserError, nearest
+
+MESH_AXES = ("replica", "stage", "data", "context", "expert", "model")
+"""Names of the mesh axes, slowest link outermost. Every one exists; its size is 1 by default."""
+
+RulePairs = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "schedule": ("gpipe", "1f1b", "interleaved"),
+    "zero": (0, 1, 3),
+    "remat": ("none", "dots", "layer", "stage"),
+    "precision": ("bf16", "f32"),
+}
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How one train step is laid over the devices; holds no device and round-trips to YAML.
+
+    >>> strategy = Strategy(stage=2, data=2, model=2, microbatches=4)
+    >>> strategy.num_devices
+    8
+    >>> Strategy.from_yaml(strategy.to_yaml()) == strategy
+    True
+
+    Attributes:
+      replica: copies of the whole layout; only gradients cross this axis (slowest network).
+      stage: pipeline stages, each a group of consecutive layers.
+      data: slices of the batch; ZeRO shards state over this axis.
+      context: slices of every sequence.
+      expert: slices of the experts of a mixture.
+      model: slices of every matrix (tensor parallelism).
+      microbatches: equal slices of each device's batch, run one after the other.
+      schedule: order of forwards and backwards: "gpipe" (Huang et al. 2019), "1f1b" or
+        "interleaved" (Narayanan et al. 2021).
+      chunks: groups of layers per stage, more than 1 with the interleaved schedule only.
+      zero: what is sharded over `data`: 0 nothing, 1 optimizer state and f32 parameters (gathered
+        once per step), 3 compute parameters too (gathered per layer). Rajbhandari et al. 2020.
+      remat: what the backward pass finds stored: "none" everything, "dots" matmul results, "layer"
+        the input of each layer, "stage" the input of each chunk; the rest is computed again.
+      precision: of the compute: "bf16" (parameters, gradients and optimizer stay f32) or "f32".
+      rules: logical axis names to mesh axes: a preset's name, ordered pairs (logical, mesh axis |
+        tuple of them | None), or None for the default preset.
+      skip_bubbles: whether idle ticks skip their work rather than mask it. None: on CPU only,
+        where virtual devices share cores.
+
+    Raises:
+      UserError: a size below 1, an unknown choice, or fields that contradict each other.
+    """
+
+    replica: int = 1
+    stage: int = 1
+    data: int = 1
+    context: int = 1
+    expert: int = 1
+    model: int = 1
+    microbatches: int = 1
+    schedule: Literal["gpipe", "1f1b", "interleaved"] = "1f1b"
+    chunks: int = 1
+    zero: Literal[0, 1, 3] = 1
+    remat: Literal["none", "dots", "layer", "stage"] = "layer"
+    precision: Literal["bf16", "f32"] = "bf16"
+    rules: str | RulePairs | None = None
+    skip_bubbles: bool | None = None
+
+    def __post_init__(self):
+        for name in (*MESH_AXES, "microbatches", "chunks"):
+            check_int(f"strategy.{name}", getattr(self, name), at_least=1)
+        for name, choices in _CHOICES.items():
+            check_choice(f"strategy.{name}", getattr(self, name), choices)
+        if self.skip_bubbles not in (None, True, False):
+            raise UserError(
+                f"strategy.skip_bubbles={self.skip_bubbles!r} must be true, false or null."
+            )
+        self._check_chunks()
+        if self.rules is not None and not isinstance(self.rules, str):
+            object.__setattr__(self, "rules", _rule_pairs(self.rules))
+
+    def _check_chunks(self):
+        if self.schedule != "interleaved":
+            if self.chunks > 1:
+                raise UserError(
+                    f"strategy.chunks={self.chunks} needs schedule='interleaved', but schedule is "
+                    f"{self.schedule!r}: set one or the other."
+                )
+            return
+        if self.stage < 2:
+            raise UserError(
+                f"strategy.schedule='interleaved' needs at least 2 stages, but stage={self.stage}: "
+                "raise stage, or use schedule='1f1b'."
+            )
+        if self.chunks < 2:
+            raise UserError(
+                f"strategy.schedule='interleaved' needs at least 2 chunks per stage, but "
+                f"chunks={self.chunks}: raise chunks, or use schedule='1f1b'."
+            )
+        if self.microbatches % self.stage:
+            raise UserError(
+                f"strategy.microbatches={self.microbatches} must be a multiple of "
+                f"stage={self.stage} for schedule='interleaved': use "
+                f"{multiples_near(self.microbatches, self.stage)}, or "
+                "schedule='1f1b', which takes any number."
+            )
+
+    @property
+    def axis_sizes(self) -> dict[str, int]:
+        """Mesh axis name to size, in the order of `MESH_AXES`."""
+        return {axis: getattr(self, axis) for axis in MESH_AXES}
+
+    @property
+    def num_devices(self) -> int:
+        """Product of the mesh axis sizes."""
+        product = 1
+        for size in self.axis_sizes.values():
+            product *= size
+        return product
+
+    def describe(self) -> str:
+        """Returns the fields that differ from the defaults, on one line.
+
+        >>> Strategy(stage=2, data=4, remat="dots").describe()
+        'stage=2 data=4 remat=dots'
+        """
+        changed = (
+            f"{field.name}={getattr(self, field.name)}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        )
+        return " ".join(changed) or "one device"
+
+    def to_yaml(self) -> str:
+        """Returns all fields as a YAML mapping, which `from_yaml` reads back to an equal value."""
+        fields = dataclasses.asdict(self)
+        if isinstance(self.rules, tuple):
+            fields["rules"] = [
+                [logical, list(mesh) if isinstance(mesh, tuple) else mesh]
+                for logical, mesh in self.rules
+            ]
+        return yaml.safe_dump(fields, sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Strategy:
+        """Returns the strategy of a YAML mapping of its fields; absent fields get their default.
+
+        Raises:
+          UserError: `text` is no such mapping, or the fields are wrong.
+        """
+        fields = yaml.safe_load(text) or {}
+        if not isinstance(fields, dict):
+            raise UserError(f"a strategy must be a mapping of its fields, not {fields!r}.")
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in names:
+                raise UserError(
+                    f"unknown field 'strategy.{name}': the fields are {', '.join(names)}."
+                    f"{nearest(str(name), names)}"
+                )
+        return cls(**fields)
+
+
+def _rule_pairs(rules: Any) -> RulePairs:
+    """`rules` as nested tuples, from the nested lists of YAML too."""
+    if not isinstance(rules, (list, tuple)):
+        raise UserError(
+            f"strategy.rules={rules!r} must be a preset's name, or a list of pairs "
+            "[logical name, mesh axis]."
+        )
+    pairs = []
+    for rule in rules:
+        if not isinstance(rule, (list, tuple)) or len(rule) != 2 or not isinstance(rule[0], str):
+            raise UserError(
+                f"strategy.rules has {rule!r}: each rule must be a pair [logical name, mesh axis], "
+                "[logical name, [mesh axes]] or [logical name, null]."
+            )
+        logical, mesh = rule
+        mesh = tuple(mesh) if isinstance(mesh, (list, tuple)) else mesh
+        for axis in mesh if isinstance(mesh, tuple) else (mesh,):
+            if axis is not None and axis not in MESH_AXES:
+                raise UserError(
+                    f"strategy.rules has {rule!r}: {axis!r} is no mesh axis "
+                    f"({', '.join(MESH_AXES)}).{nearest(str(axis), MESH_AXES)}"
+                )
+        pairs.append((logical, mesh))
+    return tuple(pairs)

@@ -1,0 +1,119 @@
+"""The log of a run: device scalars become records without stalling the step."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+
+
+class Writer(Protocol):
+    """Takes the records of a run, in the order of their steps."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes what was measured after update number `step`; not every record has every name."""
+
+    def close(self) -> None:
+        """Releases files and the terminal; no record follows."""
+
+
+class Log:
+    """A hook that writes the metrics of every N-th step, one step late.
+
+    The record of step n is fetched once step n + 1 has been dispatched, so the devices always
+    have work while the host waits. To the step's own metrics it adds
+
+    * `step_seconds`: mean over the steps since the last record, compilation excluded;
+    * `tokens_per_second` over all devices;
+    * `mfu`, where `peak_flops` is given: model FLOP utilisation (Chowdhery et al. 2022).
+
+    As a context manager it closes its writers, also when the run ends in an error.
+
+    Args:
+      writers: where the records go.
+      every: steps between two records.
+      tokens_per_step: tokens in a global batch.
+      flops_per_token: floating-point operations that the model needs for one token.
+      peak_flops: FLOP/s of all devices together; None where it is not known.
+      learning_rates: of every update of the run, on the host; None: not recorded.
+    """
+
+    def __init__(
+        self,
+        writers: Sequence[Writer],
+        *,
+        every: int,
+        tokens_per_step: int,
+        flops_per_token: float = 0.0,
+        peak_flops: float | None = None,
+        learning_rates: Sequence[float] | None = None,
+    ) -> None:
+        self.writers = tuple(writers)
+        self.every = every
+        self.tokens_per_step = tokens_per_step
+        self.flops_per_token = flops_per_token
+        self.peak_flops = peak_flops
+        self.learning_rates = learning_rates
+        self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._clock: float | None = None  # when the step after `_clock_step` could begin
+        self._clock_step = 0
+
+    def on_step(self, step: int, state: Any, metrics: Mapping[str, jax.Array]) -> None:
+        """Writes the last due record and keeps this one, if it is due, for the next call."""
+        del state
+        self._write_pending()
+        if self._clock is None:
+            # Step `step` has been compiled and dispatched: from here on time is the devices'.
+            self._clock, self._clock_step = time.perf_counter(), step - 1
+        if step % self.every == 0 or step == 1:
+            self._pending = (step, metrics)
+
+    def on_end(self, state: Any) -> None:
+        """Writes the last record."""
+        del state
+        self._write_pending()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Passes a record to every writer."""
+        for writer in self.writers:
+            writer.write(step, values)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock, for work on a finished step that should not count as training."""
+        self._write_pending()
+        start = time.perf_counter()
+        yield
+        if self._clock is not None:
+            self._clock += time.perf_counter() - start
+
+    def _write_pending(self) -> None:
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        if self.learning_rates is not None:
+            values["learning_rate"] = float(self.learning_rates[step - 1])
+        self.write(step, values | self._throughput(step))
+
+    def _throughput(self, step: int) -> dict[str, float]:
+        assert self._clock is not None
+        now = time.perf_counter()
+        seconds = (now - self._clock) / (step - self._clock_step)
+        self._clock, self._clock_step = now, step
+        tokens_per_second = self.tokens_per_step / seconds
+        values = {"step_seconds": seconds, "tokens_per_second": tokens_per_second}
+        if self.peak_flops is not None:
+            values["mfu"] = tokens_per_second * self.flops_per_token / self.peak_flops
+        return values
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for writer in self.writers:
+            writer.close()

@@ -1,0 +1,134 @@
+"""The training loop: steps, hooks, nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from hybrid_jax.train.state import TrainState
+
+
+class Stepper(Protocol):
+    """What the loop needs of a train step; `TrainStep` is one."""
+
+    def step(
+        self, state: TrainState, batch: Mapping[str, Any]
+    ) -> tuple[TrainState, dict[str, jax.Array]]: ...
+
+
+class BatchSource(Protocol):
+    """Global host batches as a function of the number of updates made before."""
+
+    def batch(self, step: int) -> Mapping[str, np.ndarray]: ...
+
+
+class Hook(Protocol):
+    """Something that looks at a run between its steps."""
+
+    def on_step(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array]) -> None:
+        """Called when update number `step` (from 1) has been dispatched, not necessarily done.
+
+        `state` is the state after it and lives until the hook returns: the next update is given
+        its memory. `metrics` are device scalars; reading them waits for the update.
+        """
+
+    def on_end(self, state: TrainState) -> None:
+        """Called once, when the run has ended or has been stopped."""
+
+
+class Trainer:
+    """Runs a train step over batches until a number of updates has been made.
+
+    Ctrl-C and SIGTERM let the step in progress finish and end the run as if it had been shorter;
+    a second Ctrl-C raises `KeyboardInterrupt`.
+
+    Args:
+      train: makes one update, such as `make_train_step(…)`.
+      batches: gives the batch of each update, such as `Batches(…)`.
+      steps: updates that the state has seen at the end of the run.
+      hooks: called in this order after each update.
+    """
+
+    def __init__(
+        self, train: Stepper, batches: BatchSource, *, steps: int, hooks: Sequence[Hook] = ()
+    ) -> None:
+        self.train = train
+        self.batches = batches
+        self.steps = steps
+        self.hooks = tuple(hooks)
+
+    def fit(self, state: TrainState) -> TrainState:
+        """Returns the state after `steps` updates, or fewer if the run was stopped.
+
+        It goes on from `state.step`. `state` is donated; use what is returned.
+        """
+        previous = None
+        with _StopSignal() as stop:
+            for step in range(int(state.step), self.steps):
+                state, metrics = self.train.step(state, self.batches.batch(step))
+                # At most two steps are in flight: the devices never wait for the host, and the
+                # host, which reads signals and holds batches, does not run far ahead of them.
+                jax.block_until_ready(previous)
+                previous = metrics
+                for hook in self.hooks:
+                    hook.on_step(step + 1, state, metrics)
+                if stop.received:
+                    break
+            jax.block_until_ready(state)
+            for hook in self.hooks:
+                hook.on_end(state)
+        return state
+
+
+class EveryN:
+    """A hook that passes only every N-th step on.
+
+    Args:
+      n: 1 passes every step.
+      hook: the hook to call.
+    """
+
+    def __init__(self, n: int, hook: Hook) -> None:
+        self.n = n
+        self.hook = hook
+
+    def on_step(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array]) -> None:
+        """Calls the hook if N divides `step`."""
+        if step % self.n == 0:
+            self.hook.on_step(step, state, metrics)
+
+    def on_end(self, state: TrainState) -> None:
+        """Calls the hook."""
+        self.hook.on_end(state)
+
+
+class _StopSignal(contextlib.AbstractContextManager):
+    """Remembers a first SIGINT or SIGTERM instead of dying of it; lets a second one through."""
+
+    received = False
+
+    def __enter__(self) -> _StopSignal:
+        # Python delivers signals to the main thread only and forbids handlers set elsewhere.
+        main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.received = True
+        self.__exit__()
+        name = signal.Signals(number).name
+        print(f"\n{name}: stopping after this step; once more to stop at once.", file=sys.stderr)

@@ -1,0 +1,191 @@
+"""Loading configurations: types, overrides, and one line for every mistake."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from hybrid_jax.config.load import field_types, load_config
+from hybrid_jax.config.model import preset
+from hybrid_jax.config.run import RunConfig
+from hybrid_jax.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_config(text: str) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return path
+
+    return write_config
+
+
+def complaint(path, *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        load_config(path, overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads(path):
+    assert isinstance(load_config(path), RunConfig)
+
+
+def test_an_empty_file_gives_the_defaults(write):
+    assert load_config(write("")) == RunConfig()
+
+
+def test_sections_reach_their_fields(write):
+    path = write(
+        """
+        cpu_devices: 4
+        model: {preset: gpt2-small, style: llama, num_layers: 2}
+        strategy: {stage: 2, data: 2, rules: [[embed, data], [mlp, [data, model]], [vocab, null]]}
+        optimizer: {name: lion, learning_rate: 3e-4, clip_norm: null}
+        data: {global_batch: 8, seq_len: 64}
+        train: {steps: 5, sample_prompt: "a: b"}
+        """
+    )
+    config = load_config(path)
+    assert config.cpu_devices == 4
+    assert config.model == preset("gpt2-small", style="llama", num_layers=2)
+    assert config.strategy.rules == (
+        ("embed", "data"),
+        ("mlp", ("data", "model")),
+        ("vocab", None),
+    )
+    assert config.optimizer.learning_rate == 3e-4
+    assert config.optimizer.clip_norm is None
+    assert config.train.sample_prompt == "a: b"
+
+
+def test_overrides_win_over_the_file_and_the_last_over_all(write):
+    path = write("train: {steps: 5, seed: 3}")
+    config = load_config(path, ["train.steps=6", "train.steps=7", "optimizer.learning_rate=3e-5"])
+    assert (config.train.steps, config.train.seed) == (7, 3)
+    assert config.optimizer.learning_rate == 3e-5
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.clip_norm=null", ("optimizer", "clip_norm", None)),
+        ("strategy.skip_bubbles=true", ("strategy", "skip_bubbles", True)),
+        ("strategy.zero=3", ("strategy", "zero", 3)),
+        ("strategy.rules=megatron+sp", ("strategy", "rules", "megatron+sp")),
+        ("strategy.rules=[[embed,data]]", ("strategy", "rules", (("embed", "data"),))),
+        ("data.source=2024", ("data", "source", "2024")),
+        ("train.sample_prompt=x=1: [y]", ("train", "sample_prompt", "x=1: [y]")),
+    ],
+)
+def test_overrides_are_read_by_the_type_of_their_field(write, override, expected):
+    section, field, value = expected
+    config = load_config(write(""), [override])
+    assert getattr(getattr(config, section), field) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=4", "unknown config field 'train.stepz'. Did you mean 'train.steps'?"),
+        ("stage=4", "unknown config field 'stage'. Did you mean 'strategy.stage'?"),
+        (
+            "optimizer.seq_len=3",
+            "unknown config field 'optimizer.seq_len'. Did you mean 'data.seq_len'?",
+        ),
+        (
+            "strateggy.stage=2",
+            "unknown config field 'strateggy.stage'. Did you mean 'strategy.stage'?",
+        ),
+        (
+            "xyz=1",
+            "unknown config field 'xyz'. The sections are model, strategy, optimizer, data, train.",
+        ),
+        (
+            "data.xyz=1",
+            "unknown config field 'data.xyz'. The fields of 'data' are source, global_batch, "
+            "seq_len, seed, validation_fraction.",
+        ),
+        (
+            "train=1",
+            "unknown config field 'train'. It is a section: set one of its fields, such as "
+            "train.steps.",
+        ),
+        (
+            "train.steps",
+            "'train.steps' is no override: write section.field=value, such as train.steps=100.",
+        ),
+        ("train.steps=many", "train.steps='many' must be a whole number."),
+        ("train.steps=2.5", "train.steps='2.5' must be a whole number."),
+        ("train.steps=", "train.steps='' must be a whole number."),
+        ("train.steps=0", "train.steps=0 must be a whole number, at least 1."),
+        ("optimizer.clip_norm=x", "optimizer.clip_norm='x' must be a number or null."),
+        ("optimizer.b1=1", "optimizer.b1=1.0 must lie in [0, 1)."),
+        ("model.bias=maybe", "model.bias='maybe' must be true or false."),
+        (
+            "strategy.schedule=1f1d",
+            "strategy.schedule='1f1d' must be one of gpipe, 1f1b, interleaved. Did you mean '1f1b'?",
+        ),
+        ("strategy.zero=2", "strategy.zero='2' must be one of 0, 1, 3."),
+        (
+            "strategy.rules=[[embed]]",
+            "strategy.rules='[[embed]]' must be text or a list of pairs [logical name, mesh axis] or null.",
+        ),
+    ],
+)
+def test_a_wrong_override_is_told_in_one_line(write, override, message):
+    assert complaint(write(""), override).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {stepz: 4}", "unknown config field 'train.stepz'. Did you mean 'train.steps'?"),
+        ("train: 3", "train=3 must be a section: a mapping of its fields, such as train.steps."),
+        ("train: {steps: null}", "train.steps=None must be a whole number."),
+        ("strategy: {data: yes}", "strategy.data=True must be a whole number."),
+        ("data: {source: 5}", "data.source=5 must be text."),
+        ("train: {steps: [1,\n 2]}", "train.steps=[1, 2] must be a whole number."),
+    ],
+)
+def test_a_wrong_field_in_a_file_is_told_in_one_line(write, text, message):
+    assert complaint(write(text)) == message
+
+
+def test_a_broken_file_is_told_with_its_line(write):
+    path = write("train:\n  steps: 3\n bad: 1\n")
+    assert complaint(path).startswith(f"config file '{path}' is not YAML: line 3, column 2:")
+
+
+def test_a_file_must_be_a_mapping(write):
+    path = write("- 1")
+    assert complaint(path) == (
+        f"config file '{path}' must be a mapping of sections (strategy, optimizer, data, train, "
+        "model), not [1]."
+    )
+
+
+def test_a_missing_file_is_told_with_its_neighbour(write):
+    path = write("")
+    wrong = path.with_name("rnu.yaml")
+    assert complaint(wrong) == (
+        f"no config file '{wrong}': give the path of a YAML file. Did you mean '{path}'?"
+    )
+
+
+def test_a_folder_or_binary_file_is_no_config(tmp_path):
+    assert complaint(tmp_path).startswith(f"cannot read config file '{tmp_path}'")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "cannot read config file" in complaint(tmp_path / "binary.yaml")
+
+
+def test_every_field_can_be_set(write):
+    """No field of a section is missing from the names that a file may use."""
+    config = RunConfig()
+    for section in ("model", "strategy", "optimizer", "data", "train"):
+        for field in dataclasses.fields(getattr(config, section)):
+            assert f"{section}.{field.name}" in field_types()

@@ -1,0 +1,83 @@
+"""Sections that do not fit each other are refused before any device is touched."""
+
+import pytest
+
+from hybrid_jax.config.data import DataConfig
+from hybrid_jax.config.model import preset
+from hybrid_jax.config.optimizer import OptimizerConfig
+from hybrid_jax.config.run import RunConfig
+from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.config.train import TrainConfig
+from hybrid_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"cpu_devices": 4, "strategy": Strategy(data=2, model=4)},
+            "cpu_devices=4 must be the product of the strategy's axes, data=2 x model=4: set "
+            "cpu_devices=8, or change an axis.",
+        ),
+        ({"cpu_devices": 0}, "cpu_devices=0 must be a whole number, at least 1."),
+        (
+            {"strategy": Strategy(stage=3, microbatches=3)},
+            "model.num_layers=4 must be a multiple of 3 (strategy.stage=3 x strategy.chunks=1): use "
+            "3 or 6 layers, or fewer stages or chunks.",
+        ),
+        (
+            {"strategy": Strategy(data=4, microbatches=3), "data": DataConfig(global_batch=32)},
+            "data.global_batch=32 must be a multiple of 12 (4 data shards x "
+            "strategy.microbatches=3): use 24 or 36, or change strategy.microbatches.",
+        ),
+        (
+            {"data": DataConfig(seq_len=512)},
+            "data.seq_len=512 must be at most model.max_length=256: shorten the one or raise the "
+            "other.",
+        ),
+        (
+            {"train": TrainConfig(sample_tokens=255, sample_prompt="In")},
+            "train.sample_tokens=255 and the prompt make 257 tokens, but model.max_length=256: set "
+            "train.sample_tokens to at most 254.",
+        ),
+        (
+            {"train": TrainConfig(sample_tokens=1, sample_prompt="")},
+            "train.sample_prompt='' must not be empty: give the text that the sample begins with, "
+            "or set train.sample_tokens=0.",
+        ),
+        (
+            {"model": preset("nano", vocab_size=100)},
+            "model.vocab_size=100 must be at least 256: the data are bytes.",
+        ),
+        (
+            {"optimizer": OptimizerConfig(warmup_steps=5), "train": TrainConfig(steps=5)},
+            "optimizer.warmup_steps=5 must be less than train.steps=5: shorten the warm-up or "
+            "train longer.",
+        ),
+    ],
+)
+def test_sections_that_do_not_fit(sections, message):
+    with pytest.raises(UserError) as error:
+        RunConfig(**sections)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OptimizerConfig(name="adam"), "optimizer.name='adam' must be one of adamw, "),  # pyright: ignore
+        (lambda: OptimizerConfig(learning_rate=0.0), "optimizer.learning_rate=0.0 must lie in (0, inf)."),
+        (lambda: OptimizerConfig(learning_rate=float("nan")), "optimizer.learning_rate=nan must lie in"),
+        (lambda: OptimizerConfig(learning_rate=float("inf")), "optimizer.learning_rate=inf must lie in"),
+        (lambda: OptimizerConfig(clip_norm=0.0), "optimizer.clip_norm=0.0 must lie in (0, inf)."),
+        (lambda: OptimizerConfig(end_fraction=1.5), "optimizer.end_fraction=1.5 must lie in [0, 1]."),
+        (lambda: DataConfig(validation_fraction=1.0), "data.validation_fraction=1.0 must lie in (0, 1)."),
+        (lambda: DataConfig(seed=-1), "data.seed=-1 must be a whole number, at least 0."),
+        (lambda: TrainConfig(eval_every=0), "train.eval_every=0 must be a whole number, at least 1."),
+        (lambda: TrainConfig(sample_temperature=-1.0), "train.sample_temperature=-1.0 must lie in [0, inf)."),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range(make, message):
+    with pytest.raises(UserError) as error:
+        make()
+    assert str(error.value).startswith(message)

@@ -1,0 +1,321 @@
+"""Flax modules, NNX and Linen, as staged models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.models import StagedModel, from_flax, from_parts
+
+NAMES = (("pixels", "mlp"), ("mlp", None))
+
+
+class NnxClassifier(nnx.Module):
+    """784-128-10, with logical names."""
+
+    def __init__(self, rngs, rate=0.0):
+        def dense(n_in, n_out, names):
+            metadata = {"out_sharding": names}
+            return nnx.Linear(n_in, n_out, kernel_metadata=metadata, rngs=rngs)
+
+        self.hidden, self.out = dense(784, 128, NAMES[0]), dense(128, 10, NAMES[1])
+        self.dropout = nnx.Dropout(rate, rngs=rngs) if rate else lambda x: x
+
+    def __call__(self, image):
+        return self.out(self.dropout(nnx.relu(self.hidden(image))))
+
+
+class LinenClassifier(nn.Module):
+    """The same in Linen."""
+
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, image, deterministic=True):
+        def dense(features, names):
+            init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), names)
+            return nn.Dense(features, kernel_init=init)
+
+        x = nn.relu(dense(128, NAMES[0])(image))
+        x = nn.Dropout(self.rate, deterministic=deterministic)(x)
+        return dense(10, NAMES[1])(x)
+
+
+def classifiers(rate=0.0):
+    return {
+        "nnx": lambda rngs: NnxClassifier(rngs, rate),
+        "linen": LinenClassifier(rate),
+    }
+
+
+def cross_entropy(logits, batch):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+
+def images(size=6):
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.normal(size=(size, 784)).astype("f4"),
+        "label": rng.integers(0, 10, size).astype("i4"),
+        "weights": rng.uniform(size=size).astype("f4"),
+        "example": np.arange(size, dtype="i4"),
+    }
+
+
+def classifier(library, rate=0.0):
+    return from_flax(classifiers(rate)[library], cross_entropy, images(), inputs=["image"])
+
+
+def numpy_loss(params, batch):
+    """Weighted cross entropy of the classifier, from its parameters in order of depth."""
+    kernels = {leaf.shape: np.asarray(leaf) for leaf in jax.tree.leaves(params)}
+    hidden = np.maximum(batch["image"] @ kernels[784, 128] + kernels[128,], 0)
+    scores = hidden @ kernels[128, 10] + kernels[10,]
+    chosen = scores[np.arange(len(scores)), batch["label"]]
+    return np.sum(batch["weights"] * (np.log(np.exp(scores).sum(axis=1)) - chosen))
+
+
+@pytest.fixture(params=["nnx", "linen"])
+def library(request):
+    """Both of Flax's APIs."""
+    return request.param
+
+
+def test_a_classifier_computes_its_weighted_loss(library):
+    model, batch = classifier(library), images()
+    params = model.init(jax.random.key(0))
+    assert isinstance(model, StagedModel)
+    assert model.num_layers == 0 and params["blocks"] == {} and params["head"] == {}
+    loss_sum, weight_sum = model.loss(params, batch)
+    np.testing.assert_allclose(loss_sum, numpy_loss(params, batch), rtol=1e-4)
+    np.testing.assert_allclose(weight_sum, batch["weights"].sum(), rtol=1e-6)
+
+
+def test_the_parts_of_a_whole_model_split_over_examples(library):
+    model, batch = classifier(library), images()
+    params = model.init(jax.random.key(0))
+    x = model.embed(params, batch)
+    assert (x.shape, x.dtype) == ((6, 1, 2), jnp.float32)
+    sums = [model.head(params, piece, batch) for piece in np.split(x, 3)]
+    np.testing.assert_allclose(np.sum(sums, axis=0), model.loss(params, batch), rtol=1e-5)
+
+
+def test_names_come_from_the_metadata_and_default_to_none(library):
+    model = classifier(library)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    axes = model.axes()
+    found = {}
+
+    def note(shape, names):
+        assert len(names) == shape.ndim
+        found[shape.shape] = names
+
+    jax.tree.map(note, params, axes)
+    assert found == {
+        (784, 128): NAMES[0],
+        (128,): (None,),
+        (128, 10): NAMES[1],
+        (10,): (None,),
+    }
+
+
+def test_a_classifier_learns(library):
+    model, batch = classifier(library, rate=0.1), images()
+    tx = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, opt_state, key):
+        loss = lambda params: model.loss(params, batch, key=key)[0]  # noqa: E731
+        updates, opt_state = tx.update(jax.grad(loss)(params), opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    params = model.init(jax.random.key(0))
+    opt_state, before = tx.init(params), float(model.loss(params, batch)[0])
+    for key in jax.random.split(jax.random.key(1), 20):
+        params, opt_state = step(params, opt_state, key)
+    assert float(model.loss(params, batch)[0]) < 0.1 * before
+
+
+def test_dropout_depends_on_key_and_example_only(library):
+    model, batch = classifier(library, rate=0.5), images()
+    params, key = model.init(jax.random.key(0)), jax.random.key(3)
+    whole = model.embed(params, batch, key=key)
+    last = model.embed(params, jax.tree.map(lambda leaf: leaf[4:], batch), key=key)
+    np.testing.assert_allclose(last, whole[4:], rtol=1e-5)
+    np.testing.assert_array_equal(whole, model.embed(params, batch, key=key))
+    assert not np.allclose(whole, model.embed(params, batch, key=jax.random.key(4)))
+    np.testing.assert_allclose(
+        model.embed(params, batch).sum(axis=0)[0, 0], numpy_loss(params, batch), rtol=1e-4
+    )
+
+
+class NnxBatchNorm(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(784, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(x)
+
+
+class LinenBatchNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.BatchNorm(use_running_average=not train)(x)
+
+
+@pytest.mark.parametrize("module", [NnxBatchNorm, LinenBatchNorm()], ids=["nnx", "linen"])
+def test_batch_statistics_are_refused(module):
+    with pytest.raises(UserError, match=r"BatchNorm holds state .* use LayerNorm"):
+        from_flax(module, cross_entropy, images(), inputs=["image"])
+
+
+def test_mistakes_are_told_with_their_remedy(library):
+    module = classifiers()[library]
+    with pytest.raises(UserError, match=r"'imag' is not in the batch.*Did you mean 'image'"):
+        from_flax(module, cross_entropy, images(), inputs=["imag"])
+    with pytest.raises(UserError, match=r"shape \(\) for a batch of 6 examples"):
+        mean = lambda logits, batch: cross_entropy(logits, batch).mean()  # noqa: E731
+        from_flax(module, mean, images(), inputs=["image"])
+    with pytest.raises(UserError, match="already built"):
+        from_flax(nnx.Linear(784, 10, rngs=nnx.Rngs(0)), cross_entropy, images(), inputs=["image"])
+    model = classifier(library)
+    batch = images() | {"weights": np.ones((6, 2), "f4")}
+    with pytest.raises(UserError, match=r"batch\['weights'\] has \(6, 2\)"):
+        model.loss(model.init(jax.random.key(0)), batch)
+
+
+# --- three parts --------------------------------------------------------------------------------
+
+VOCAB, LENGTH, DIM = 13, 5, 8
+
+
+class Embed(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        return nn.Embed(VOCAB, DIM, embedding_init=init)(tokens)
+
+
+class Block(nn.Module):
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, segment_ids, deterministic=True):
+        mask = nn.combine_masks(
+            nn.make_causal_mask(segment_ids),
+            nn.make_attention_mask(segment_ids, segment_ids, jnp.equal),
+        )
+        x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x), mask=mask)
+        y = nn.Dense(DIM)(nn.gelu(nn.Dense(3 * DIM)(nn.LayerNorm()(x))))
+        return x + nn.Dropout(self.rate, deterministic=deterministic)(y)
+
+
+class Head(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(VOCAB)(nn.LayerNorm()(x))
+
+
+class NnxBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(DIM, DIM, rngs=rngs)
+
+    def __call__(self, x):
+        return x + nnx.tanh(self.dense(x))
+
+
+def documents(size=4):
+    rng = np.random.default_rng(1)
+    return {
+        "tokens": rng.integers(0, VOCAB, (size, LENGTH)).astype("i4"),
+        "targets": rng.integers(0, VOCAB, (size, LENGTH)).astype("i4"),
+        "weights": rng.uniform(size=(size, LENGTH)).astype("f4"),
+        "segment_ids": np.repeat([[0, 0, 1, 1, 1]], size, axis=0).astype("i4"),
+        "example": np.arange(size, dtype="i4"),
+    }
+
+
+def token_loss(logits, batch):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+
+
+def transformer(block=None, block_inputs=("segment_ids",), **kwargs):
+    return from_parts(
+        Embed(),
+        Block() if block is None else block,
+        Head(),
+        token_loss,
+        documents(),
+        num_layers=3,
+        inputs=["tokens"],
+        block_inputs=block_inputs,
+        **kwargs,
+    )
+
+
+def run(model, params, batch, keys=(None,) * 4):
+    x = model.embed(params, batch, key=keys[-1])
+    for layer in range(model.num_layers):
+        layer_params = jax.tree.map(lambda leaf, i=layer: leaf[i], params["blocks"])
+        x = model.block(layer_params, x, batch, key=keys[layer])
+    return model.head(params, x, batch)
+
+
+def test_a_linen_transformer_in_parts_equals_its_modules_in_sequence():
+    model, batch = transformer(), documents()
+    params = model.init(jax.random.key(0))
+    assert isinstance(model, StagedModel)
+
+    def sequential(params):
+        x = Embed().apply({"params": params["embed"]}, batch["tokens"])
+        for layer in range(3):
+            layer_params = jax.tree.map(lambda leaf, i=layer: leaf[i], params["blocks"])
+            x = Block().apply({"params": layer_params}, x, batch["segment_ids"])
+        logits = Head().apply({"params": params["head"]}, x)
+        return jnp.sum(batch["weights"] * token_loss(logits, batch))
+
+    staged = jax.jit(jax.value_and_grad(lambda params: run(model, params, batch)[0]))
+    loss, grads = staged(params)
+    expected_loss, expected_grads = jax.jit(jax.value_and_grad(sequential))(params)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, expected_grads
+    )
+
+
+def test_blocks_are_stacked_named_and_different():
+    model = transformer()
+    params, axes = model.init(jax.random.key(0)), model.axes()
+    kernel = params["blocks"]["Dense_0"]["kernel"]
+    assert kernel.shape == (3, 3 * DIM, DIM) and not np.allclose(kernel[0], kernel[1])
+    assert axes["blocks"]["Dense_0"]["kernel"] == ("layers", None, None)
+    assert axes["embed"]["Embed_0"]["embedding"] == ("vocab", "embed")
+
+
+def test_dropout_in_a_block_is_a_function_of_key_and_example():
+    model, batch = transformer(Block(rate=0.5)), documents()
+    params = model.init(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 4)
+    halves = [jax.tree.map(lambda leaf, s=s: leaf[s], batch) for s in (slice(0, 2), slice(2, 4))]
+    step = jax.jit(lambda batch, keys: run(model, params, batch, keys))
+    sums = [step(half, keys) for half in halves]
+    whole = step(batch, keys)
+    np.testing.assert_allclose(np.sum(sums, axis=0), whole, rtol=1e-5)
+    assert not np.allclose(whole[0], run(model, params, batch)[0])
+
+
+def test_linen_and_nnx_parts_mix():
+    model, batch = transformer(NnxBlock, block_inputs=()), documents()
+    params = model.init(jax.random.key(0))
+    assert params["blocks"]["dense"]["kernel"].shape == (3, DIM, DIM)
+    loss, weight = run(model, params, batch)
+    assert np.isfinite(loss) and weight > 0
+
+
+def test_a_block_must_return_what_it_is_given():
+    with pytest.raises(UserError, match=r"block maps float32\[4, 5, 8\] to float32\[4, 5, 13\]"):
+        transformer(Head(), block_inputs=())

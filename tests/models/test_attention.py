@@ -1,0 +1,56 @@
+"""One attention function: values, gradients, memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybrid_jax.models import dot_product_attention
+
+SEGMENTS = np.array([[0, 0, 0, 1, 1, 1, 1, 2], [5, 5, 5, 5, 5, 6, 6, 6]])
+
+
+def heads(kv_heads=2, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    shapes = [(2, 8, 4, 6), (2, 8, kv_heads, 6), (2, 8, kv_heads, 6), (2, 8, 4, 6)]
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def by_jax(q, k, v, segment_ids, causal):
+    """The same through `jax.nn.dot_product_attention`, which JAX differentiates."""
+    mask = (
+        None if segment_ids is None else segment_ids[:, None, :, None] == segment_ids[:, None, None]
+    )
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("segment_ids", [None, SEGMENTS], ids=["one", "packed"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_value_and_gradients_match_jax(kv_heads, segment_ids, causal):
+    *qkv, dout = heads(kv_heads)
+    ours = lambda *qkv: dot_product_attention(*qkv, segment_ids=segment_ids, causal=causal)  # noqa: E731
+    theirs = lambda *qkv: by_jax(*qkv, segment_ids, causal)  # noqa: E731
+    (out, vjp), (expected, expected_vjp) = jax.vjp(ours, *qkv), jax.vjp(theirs, *qkv)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+    for grad, expected_grad in zip(vjp(dout), expected_vjp(dout), strict=True):
+        np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_stays_bfloat16_and_close():
+    *qkv, dout = heads()
+    half = [x.astype(jnp.bfloat16) for x in qkv]
+    out, vjp = jax.vjp(dot_product_attention, *half)
+    grads = vjp(dout.astype(jnp.bfloat16))
+    assert {x.dtype for x in (out, *grads)} == {jnp.dtype(jnp.bfloat16)}
+    expected, expected_vjp = jax.vjp(dot_product_attention, *qkv)
+    np.testing.assert_allclose(out.astype("f4"), expected, atol=0.05)
+    for grad, expected_grad in zip(grads, expected_vjp(dout), strict=True):
+        np.testing.assert_allclose(grad.astype("f4"), expected_grad, atol=0.1)
+
+
+def test_nothing_of_the_size_of_the_scores_is_kept_for_the_backward_pass():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 64, 2, 4)), jnp.float32) for _ in range(3))
+    _, vjp = jax.vjp(dot_product_attention, q, k, v)
+    assert max(leaf.size for leaf in jax.tree.leaves(vjp)) == q.size
