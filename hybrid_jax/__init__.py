@@ -4,6 +4,7 @@ from hybrid_jax import models
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.generate import generate
+from hybrid_jax.inspect.report import inspect
 from hybrid_jax.parity import check_parity
 from hybrid_jax.pipeline.schedule import schedule
 from hybrid_jax.runtime.cpu import force_cpu_devices
@@ -19,6 +20,7 @@ __all__ = [
     "check_parity",
     "force_cpu_devices",
     "generate",
+    "inspect",
     "make_mesh",
     "make_train_step",
     "models",

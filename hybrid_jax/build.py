@@ -14,6 +14,7 @@ from hybrid_jax.config.model import flops_per_token
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.data.batches import Batches, EvaluationBatches
 from hybrid_jax.data.text import load_corpus, unigram_loss
+from hybrid_jax.errors import UserError
 from hybrid_jax.inspect.hardware import peak_flops
 from hybrid_jax.metrics.files import JsonlWriter, TensorBoardWriter
 from hybrid_jax.metrics.log import Log, Writer
@@ -85,11 +86,22 @@ def build_train_step(config: RunConfig) -> TrainStep:
 
 
 def build_log(run: Run, writers: Sequence[Writer] = ()) -> Log:
-    """Returns the log of a run, which writes to `writers` and to the files of `output_dir`."""
+    """Returns the log of a run, which writes to `writers` and to the files of `output_dir`.
+
+    Raises:
+      UserError: the folder cannot be made.
+    """
     config, devices = run.config, run.train.mesh.devices
     folder = config.train.output_dir
     if folder is not None:
         path = Path(folder).expanduser()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"train.output_dir={folder!r} cannot be made: {error.strerror}; choose a folder "
+                "that you may write to, or null for no files."
+            ) from None
         writers = [*writers, JsonlWriter(path / "metrics.jsonl"), TensorBoardWriter(path)]
     peak = peak_flops(devices.flat[0].device_kind)
     schedule = make_learning_rate(config.optimizer, config.train.steps)

@@ -31,12 +31,12 @@ def train(config: RunConfig) -> None:
     from hybrid_jax.metrics.progress import ProgressBar
     from hybrid_jax.trainer import EveryN, Trainer
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     run = build(config)
     console.print(_heading(run))
     steps = config.train.steps
-    state = run.train.init(jax.random.key(config.train.seed))
     with build_log(run, [ProgressBar(steps, console)]) as log:
+        state = run.train.init(jax.random.key(config.train.seed))
         evaluation = Evaluate(run.train, run.validation, log)
         hooks = [log, EveryN(config.train.eval_every or steps, evaluation)]
         state = Trainer(run.train, run.batches, steps=steps, hooks=hooks).fit(state)
@@ -80,12 +80,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="hybrid-jax", description="Train language models in JAX.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         line = (command.__doc__ or "").strip()
         subparser = commands.add_parser(name, help=line, description=line)
         subparser.add_argument(
-            "config", metavar="CONFIG", help="a YAML file, such as those in configs/"
+            "config", metavar="CONFIG", nargs="?", help="a YAML file, such as those in configs/"
         )
         subparser.add_argument(
             "overrides",
@@ -93,26 +93,34 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             nargs="*",
             help="a field to replace, such as strategy.stage=4; later ones win",
         )
+    names = ", ".join(COMMANDS)
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
     if first is not None and first not in COMMANDS:
         raise UserError(
-            f"unknown command {first!r}: choose one of {', '.join(COMMANDS)}."
-            f"{nearest(first, COMMANDS)}"
+            f"unknown command {first!r}: choose one of {names}.{nearest(first, COMMANDS)}"
         )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        raise UserError(f"no command: choose one of {names}, or see `hybrid-jax --help`.")
+    if options.config is None:
+        raise UserError(
+            f"no config: give the path of a YAML file, such as `hybrid-jax {options.command} "
+            "configs/quickstart.yaml`."
+        )
+    return options
 
 
 def _heading(run: Run) -> str:
     from hybrid_jax.models import num_params
 
-    config = run.config
-    sizes = config.strategy.axis_sizes.items()
-    layout = " x ".join(f"{axis} {size}" for axis, size in sizes if size > 1) or "one device"
+    strategy, data = run.config.strategy, run.config.data
+    sizes = strategy.axis_sizes.items()
+    layout = " x ".join(f"{axis} {size}" for axis, size in sizes if size > 1) or "no axis above 1"
     kind = run.train.mesh.devices.flat[0].device_kind
     return (
-        f"{num_params(config.model) / 1e6:,.1f} M parameters on "
-        f"{config.strategy.num_devices} {kind} ({layout}), {config.strategy.schedule}, batches of {config.data.global_batch} x "
-        f"{config.data.seq_len} tokens of {config.data.source}"
+        f"{num_params(run.config.model) / 1e6:,.1f} M parameters, {strategy.num_devices} {kind} "
+        f"devices ({layout}), {strategy.schedule} schedule, {data.global_batch} x {data.seq_len} "
+        f"tokens of {data.source} per step"
     )
 
 
@@ -137,4 +145,4 @@ def _print_summary(run: Run, state: TrainState, loss: float, console: Console) -
             temperature=config.sample_temperature,
             key=jax.random.key(config.seed),
         )
-        console.print("sample:", text, sep="\n", markup=False)
+        console.print("sample:", text, sep="\n")

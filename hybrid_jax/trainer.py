@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -131,4 +131,5 @@ class _StopSignal(contextlib.AbstractContextManager):
         self.received = True
         self.__exit__()
         name = signal.Signals(number).name
-        print(f"\n{name}: stopping after this step; once more to stop at once.", file=sys.stderr)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, f"\n{name}: stopping after this step; once more to stop at once.\n".encode())

@@ -8,7 +8,7 @@ VOCAB, LENGTH = 64, 8
 
 
 def decoder(style: str = "llama", **overrides) -> Decoder:
-    """Tied "gpt2", or untied "llama" with fewer key heads than query heads; 4 layers of width 16."""
+    """Four layers of width 16: tied "gpt2", or untied "llama" with fewer key than query heads."""
     sizes = {
         "vocab_size": VOCAB,
         "num_layers": 4,

@@ -44,6 +44,7 @@ class RunConfig:
     def __post_init__(self):
         self._check_devices()
         self._check_layers()
+        self._check_heads()
         self._check_batch()
         self._check_lengths()
         self._check_vocabulary()
@@ -71,6 +72,17 @@ class RunConfig:
                 f"(strategy.stage={stage} x strategy.chunks={chunks}): use "
                 f"{multiples_near(layers, groups)} layers, or fewer stages or chunks."
             )
+
+    def _check_heads(self):
+        if isinstance(self.strategy.rules, tuple):
+            return  # own rules may split heads otherwise; placing the parameters checks them
+        for name in ("num_heads", "num_kv_heads"):
+            heads, shards = getattr(self.model, name), self.strategy.model
+            if heads % shards:
+                raise UserError(
+                    f"model.{name}={heads} must be a multiple of strategy.model={shards}, which "
+                    f"splits heads: use {multiples_near(heads, shards)}, or another model axis."
+                )
 
     def _check_batch(self):
         strategy, batch = self.strategy, self.data.global_batch

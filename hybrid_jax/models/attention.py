@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from hybrid_jax.models import kernels
+
+Implementation = Literal["xla", "splash", "cudnn"]
 MASKED = -1e30  # finite, so that no row of scores can turn into NaN
 
 
@@ -17,6 +21,7 @@ def dot_product_attention(
     *,
     segment_ids: jax.Array | None = None,
     causal: bool = True,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     """Returns softmax(q kᵀ / √H) v for each head, [B, T, N, H].
 
@@ -27,8 +32,27 @@ def dot_product_attention(
       k, v: keys and values [B, T, K, H]; K divides N.
       segment_ids: documents [B, T]; a token sees tokens of its own document only.
       causal: a token sees no later ones.
+      implementation: "splash" (Pallas, TPU), "cudnn" (GPU) or "xla" (any platform). None takes
+        the kernel of the platform that the mesh in context names, or else of this machine, where
+        it supports shape and dtype, otherwise "xla".
     """
-    return _attention(q, k, v, segment_ids, causal)
+    match implementation or _best(q, segment_ids):
+        case "splash":
+            return kernels.splash(q, k, v, segment_ids, causal)
+        case "cudnn":
+            return kernels.cudnn(q, k, v, causal)
+        case _:
+            return _attention(q, k, v, segment_ids, causal)
+
+
+def _best(q: jax.Array, segment_ids: jax.Array | None) -> Implementation:
+    match kernels.platform():
+        case "tpu" if kernels.supports_splash(q):
+            return "splash"
+        case "gpu" if kernels.supports_cudnn(q, segment_ids):
+            return "cudnn"
+        case _:
+            return "xla"
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

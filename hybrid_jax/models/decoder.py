@@ -82,7 +82,8 @@ class SelfAttention(nnx.Module):
         if self.config.positions == "rotary":
             cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        return self.o(self.attend(q, k, v, segment_ids=segment_ids))
+        out = self.attend(q, k, v, segment_ids=segment_ids)
+        return self.o(constrain(out, ("batch", "length", "act_heads", None)))
 
 
 class MLP(nnx.Module):

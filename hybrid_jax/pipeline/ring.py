@@ -17,49 +17,62 @@ PyTree = Any
 class ResidualPlan:
     """How the residuals of one `jax.vjp` are taken apart and put together again.
 
-    The function that `jax.vjp` returns is a pytree whose leaves are the residual arrays. Leaves
-    that are inputs known in the backward slot too (parameters, the microbatch, the layer ids) are
-    not stored: they are recognised by identity and handed in again.
+    The function that `jax.vjp` returns is a pytree whose leaves are the residual arrays. Not all
+    of them need storing: constants, and inputs that are known in the backward slot too
+    (parameters, the microbatch, the layer ids), recognised by identity, are put in again.
 
     Attributes:
       treedef: structure of the vjp function.
-      known: for every leaf, the index of the known input that it is, or None.
+      sources: for every leaf, where it comes from: the index of a known input, a `Constant`, or
+        None for the ring.
       stored: shape and dtype of the leaves that the ring must hold.
     """
 
     treedef: Any
-    known: tuple[int | None, ...]
+    sources: tuple[int | Constant | None, ...]
     stored: tuple[jax.ShapeDtypeStruct, ...]
 
     def split(self, vjp: Callable) -> list[jax.Array]:
         """The leaves of `vjp` that the ring must hold."""
-        leaves = zip(jax.tree.leaves(vjp), self.known, strict=True)
-        return [leaf for leaf, index in leaves if index is None]
+        leaves = zip(jax.tree.leaves(vjp), self.sources, strict=True)
+        return [leaf for leaf, source in leaves if source is None]
 
     def join(self, stored: list[jax.Array], known: PyTree) -> Callable:
         """The vjp function again, from stored leaves and the known inputs of its microbatch."""
         inputs, rest = jax.tree.leaves(known), iter(stored)
-        leaves = [next(rest) if index is None else inputs[index] for index in self.known]
-        return jax.tree.unflatten(self.treedef, leaves)
+
+        def leaf(source: int | Constant | None):
+            if source is None:
+                return next(rest)
+            return source.value if isinstance(source, Constant) else inputs[source]
+
+        return jax.tree.unflatten(self.treedef, [leaf(source) for source in self.sources])
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A residual that is the same in every slot, such as the mask table of an attention kernel."""
+
+    value: Any
 
 
 def plan_residuals(forward: Callable, known: PyTree, x: jax.Array) -> ResidualPlan:
     """Traces `forward(known, x) -> (y, vjp)` without running it and plans its residuals."""
-    pattern: list[int | None] = []
+    sources: list[int | Constant | None] = []
 
     def traced(known, x):
         y, vjp = forward(known, x)
-        inputs = jax.tree.leaves(known)
-        pattern[:] = [
-            next((index for index, item in enumerate(inputs) if item is leaf), None)
+        inputs = {id(leaf): index for index, leaf in enumerate(jax.tree.leaves(known))}
+        sources[:] = [
+            inputs.get(id(leaf)) if isinstance(leaf, jax.core.Tracer) else Constant(leaf)
             for leaf in jax.tree.leaves(vjp)
         ]
         return y, vjp
 
     _, vjp = jax.eval_shape(traced, known, x)
     leaves, treedef = jax.tree.flatten(vjp)
-    stored = tuple(leaf for leaf, index in zip(leaves, pattern, strict=True) if index is None)
-    return ResidualPlan(treedef, tuple(pattern), stored)
+    stored = tuple(leaf for leaf, source in zip(leaves, sources, strict=True) if source is None)
+    return ResidualPlan(treedef, tuple(sources), stored)
 
 
 def allocate(num_slots: int, shapes: PyTree) -> PyTree:

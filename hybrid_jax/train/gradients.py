@@ -104,12 +104,15 @@ def make_loss_and_gradients(
         return grads, {**metrics, "grad_norm": zero.global_norm(grads, placements, mesh)}
 
     specs = jax.tree.map(lambda placement: manual_part(placement.spec), placements)
+    # A `model` axis of one device has nothing to leave to the compiler, and kernels that it cannot
+    # partition (Pallas, cuDNN) then need no wrapper.
+    manual = mesh.axis_names if mesh.shape["model"] == 1 else MANUAL_AXES
     return jax.shard_map(
         body,
         mesh=mesh,
         in_specs=(specs, BATCH_SPEC, PartitionSpec()),
         out_specs=(specs if trains else {}, PartitionSpec()),
-        axis_names=set(MANUAL_AXES),
+        axis_names=set(manual),
         check_vma=False,
     )
 

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from hybrid_jax.pipeline.ring import plan_residuals
-from hybrid_jax.sharding.constrain import MANUAL_AXES, entry_axes
+from hybrid_jax.sharding.constrain import MANUAL_AXES, automatic_part, entry_axes
 from hybrid_jax.sharding.placement import Placement
 
 PyTree = Any
@@ -38,7 +38,7 @@ def gather(shards: PyTree, placements: PyTree, *, first_dim: int = 0) -> PyTree:
             shard = lax.all_gather(shard, axis, axis=placement.zero_dim - first_dim, tiled=True)
         return shard
 
-    return jax.tree.map(gather_leaf, shards, placements)
+    return _on_model_shards(gather_leaf, shards, placements, first_dim)
 
 
 def reduce_scatter(grads: PyTree, placements: PyTree, *, first_dim: int = 0) -> PyTree:
@@ -52,7 +52,7 @@ def reduce_scatter(grads: PyTree, placements: PyTree, *, first_dim: int = 0) -> 
             )
         return total.astype(grad.dtype)
 
-    return jax.tree.map(reduce_leaf, grads, placements)
+    return _on_model_shards(reduce_leaf, grads, placements, first_dim)
 
 
 def sum_over_copies(grads: PyTree, placements: PyTree, mesh: Mesh) -> PyTree:
@@ -62,7 +62,28 @@ def sum_over_copies(grads: PyTree, placements: PyTree, mesh: Mesh) -> PyTree:
         axes = copy_axes(placement, mesh)
         return lax.psum(grad, axes) if axes else grad
 
-    return jax.tree.map(sum_leaf, grads, placements)
+    return _on_model_shards(sum_leaf, grads, placements)
+
+
+def _on_model_shards(
+    leaf_function: Callable, tree: PyTree, placements: PyTree, first_dim: int = 0
+) -> PyTree:
+    """Maps `leaf_function(leaf, placement)` over `tree`, on each `model` shard by itself.
+
+    A collective over a manual axis would make XLA gather its operand over the automatic `model`
+    axis first, and then send every byte `model` times: so `model` is manual in here too.
+    """
+    run = lambda tree: jax.tree.map(leaf_function, tree, placements)  # noqa: E731
+    if jax.sharding.get_abstract_mesh().shape["model"] == 1:
+        return run(tree)
+
+    def model_spec(placement):
+        return PartitionSpec(*automatic_part(placement.spec)[first_dim:])
+
+    specs = jax.tree.map(model_spec, placements)
+    return jax.shard_map(
+        run, in_specs=(specs,), out_specs=specs, axis_names={"model"}, check_vma=False
+    )(tree)
 
 
 def global_norm(grads: PyTree, placements: PyTree, mesh: Mesh) -> jax.Array:

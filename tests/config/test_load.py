@@ -128,13 +128,10 @@ def test_overrides_are_read_by_the_type_of_their_field(write, override, expected
         ("model.bias=maybe", "model.bias='maybe' must be true or false."),
         (
             "strategy.schedule=1f1d",
-            "strategy.schedule='1f1d' must be one of gpipe, 1f1b, interleaved. Did you mean '1f1b'?",
+            "strategy.schedule='1f1d' must be one of gpipe, 1f1b, interleaved. "
+            "Did you mean '1f1b'?",
         ),
         ("strategy.zero=2", "strategy.zero='2' must be one of 0, 1, 3."),
-        (
-            "strategy.rules=[[embed]]",
-            "strategy.rules='[[embed]]' must be text or a list of pairs [logical name, mesh axis] or null.",
-        ),
     ],
 )
 def test_a_wrong_override_is_told_in_one_line(write, override, message):
@@ -149,6 +146,11 @@ def test_a_wrong_override_is_told_in_one_line(write, override, message):
         ("train: {steps: null}", "train.steps=None must be a whole number."),
         ("strategy: {data: yes}", "strategy.data=True must be a whole number."),
         ("data: {source: 5}", "data.source=5 must be text."),
+        (
+            "strategy: {rules: [[embed]]}",
+            "strategy.rules=[['embed']] must be text or a list of pairs [logical name, mesh axis] "
+            "or null.",
+        ),
         ("train: {steps: [1,\n 2]}", "train.steps=[1, 2] must be a whole number."),
     ],
 )

@@ -22,8 +22,18 @@ from hybrid_jax.errors import UserError
         ({"cpu_devices": 0}, "cpu_devices=0 must be a whole number, at least 1."),
         (
             {"strategy": Strategy(stage=3, microbatches=3)},
-            "model.num_layers=4 must be a multiple of 3 (strategy.stage=3 x strategy.chunks=1): use "
-            "3 or 6 layers, or fewer stages or chunks.",
+            "model.num_layers=4 must be a multiple of 3 (strategy.stage=3 x "
+            "strategy.chunks=1): use 3 or 6 layers, or fewer stages or chunks.",
+        ),
+        (
+            {"strategy": Strategy(model=8)},
+            "model.num_heads=4 must be a multiple of strategy.model=8, which splits heads: use 8, "
+            "or another model axis.",
+        ),
+        (
+            {"strategy": Strategy(model=4), "model": preset("nano", num_kv_heads=2)},
+            "model.num_kv_heads=2 must be a multiple of strategy.model=4, which splits heads: use "
+            "4, or another model axis.",
         ),
         (
             {"strategy": Strategy(data=4, microbatches=3), "data": DataConfig(global_batch=32)},
@@ -62,22 +72,30 @@ def test_sections_that_do_not_fit(sections, message):
     assert str(error.value) == message
 
 
+def test_own_rules_may_leave_heads_whole():
+    rules = (("kv_heads", None), ("act_kv_heads", None))
+    model = preset("nano", num_kv_heads=2)
+    assert RunConfig(model=model, strategy=Strategy(model=4, rules=rules)).model == model
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("section", "field", "value", "constraint"),
     [
-        (lambda: OptimizerConfig(name="adam"), "optimizer.name='adam' must be one of adamw, "),  # pyright: ignore
-        (lambda: OptimizerConfig(learning_rate=0.0), "optimizer.learning_rate=0.0 must lie in (0, inf)."),
-        (lambda: OptimizerConfig(learning_rate=float("nan")), "optimizer.learning_rate=nan must lie in"),
-        (lambda: OptimizerConfig(learning_rate=float("inf")), "optimizer.learning_rate=inf must lie in"),
-        (lambda: OptimizerConfig(clip_norm=0.0), "optimizer.clip_norm=0.0 must lie in (0, inf)."),
-        (lambda: OptimizerConfig(end_fraction=1.5), "optimizer.end_fraction=1.5 must lie in [0, 1]."),
-        (lambda: DataConfig(validation_fraction=1.0), "data.validation_fraction=1.0 must lie in (0, 1)."),
-        (lambda: DataConfig(seed=-1), "data.seed=-1 must be a whole number, at least 0."),
-        (lambda: TrainConfig(eval_every=0), "train.eval_every=0 must be a whole number, at least 1."),
-        (lambda: TrainConfig(sample_temperature=-1.0), "train.sample_temperature=-1.0 must lie in [0, inf)."),
+        (OptimizerConfig, "name", "adam", "must be one of adamw, adafactor, lion, muon."),
+        (OptimizerConfig, "learning_rate", 0.0, "must lie in (0, inf)."),
+        (OptimizerConfig, "learning_rate", float("nan"), "must lie in (0, inf)."),
+        (OptimizerConfig, "learning_rate", float("inf"), "must lie in (0, inf)."),
+        (OptimizerConfig, "clip_norm", 0.0, "must lie in (0, inf)."),
+        (OptimizerConfig, "end_fraction", 1.5, "must lie in [0, 1]."),
+        (OptimizerConfig, "warmup_steps", -1, "must be a whole number, at least 0."),
+        (DataConfig, "validation_fraction", 1.0, "must lie in (0, 1)."),
+        (DataConfig, "seed", -1, "must be a whole number, at least 0."),
+        (TrainConfig, "eval_every", 0, "must be a whole number, at least 1."),
+        (TrainConfig, "sample_temperature", -1.0, "must lie in [0, inf)."),
     ],
-)  # fmt: skip
-def test_a_number_out_of_range(make, message):
+)
+def test_a_number_out_of_range(section, field, value, constraint):
     with pytest.raises(UserError) as error:
-        make()
-    assert str(error.value).startswith(message)
+        section(**{field: value})
+    name = section.__name__.removesuffix("Config").lower()
+    assert str(error.value).startswith(f"{name}.{field}={value!r} {constraint}")

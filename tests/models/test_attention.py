@@ -1,11 +1,15 @@
 """One attention function: values, gradients, memory."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
-from hybrid_jax.models import dot_product_attention
+from hybrid_jax.models import dot_product_attention, kernels
 
 SEGMENTS = np.array([[0, 0, 0, 1, 1, 1, 1, 2], [5, 5, 5, 5, 5, 6, 6, 6]])
 
@@ -54,3 +58,36 @@ def test_nothing_of_the_size_of_the_scores_is_kept_for_the_backward_pass():
     q, k, v = (jnp.asarray(rng.normal(size=(1, 64, 2, 4)), jnp.float32) for _ in range(3))
     _, vjp = jax.vjp(dot_product_attention, q, k, v)
     assert max(leaf.size for leaf in jax.tree.leaves(vjp)) == q.size
+
+
+@pytest.mark.parametrize("axes", [("model",), ("data", "model")], ids=["plain", "in a manual mesh"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_tpu_kernel_computes_the_same(packed, axes):
+    """In Pallas' interpreter; alone, and in a step that is manual over data, auto over model."""
+    rng = np.random.default_rng(0)
+    qkv = [jnp.asarray(rng.normal(size=(2, 128, n, 8)), jnp.float32) for n in (4, 2, 2)]
+    segment_ids = jnp.asarray(np.repeat([[0] * 50 + [1] * 78], 2, axis=0)) if packed else None
+
+    def loss(kernel, *qkv):
+        return jnp.sum(jnp.sin(kernel(*qkv)))
+
+    def splash(q, k, v):
+        if axes == ("model",):
+            return kernels.splash(q, k, v, segment_ids, True, True)
+        mesh = jax.make_mesh((2, 2), axes, axis_types=(AxisType.Auto,) * 2)
+        local = lambda q, k, v, ids: kernels.splash(q, k, v, ids, True, True)  # noqa: E731
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=P("data"),
+            out_specs=P("data"),
+            axis_names={"data"},
+            check_vma=False,
+        )(q, k, v, segment_ids)
+
+    xla = lambda q, k, v: dot_product_attention(q, k, v, segment_ids=segment_ids)  # noqa: E731
+    value, grads = jax.jit(jax.value_and_grad(partial(loss, splash), argnums=(0, 1, 2)))(*qkv)
+    expected, expected_grads = jax.value_and_grad(partial(loss, xla), argnums=(0, 1, 2))(*qkv)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(grad, expected_grad, rtol=1e-3, atol=1e-4)

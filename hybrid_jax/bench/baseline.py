@@ -1,0 +1,113 @@
+"""The train step as one writes it by hand for one device: what every layout is measured against.
+
+It knows the model's functions, JAX and optax, and nothing of the pipeline or of the train step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from hybrid_jax.models.contract import Batch, Params, StagedModel, unconstrained
+
+PyTree = Any
+State = tuple[jax.Array, Params, PyTree]  # step, params, opt_state
+
+
+def make_plain_step(
+    model: StagedModel,
+    tx: optax.GradientTransformation,
+    *,
+    microbatches: int = 1,
+    remat: Literal["none", "dots", "layer", "stage"] = "layer",
+    precision: Literal["bf16", "f32"] = "bf16",
+    clip_norm: float | None = None,
+    seed: int = 0,
+) -> tuple[Callable[[jax.Array], State], Callable[[State, Batch], tuple[State, dict]]]:
+    """Returns jitted (init, step) on one device; the state is donated.
+
+    A scan over layers, `jax.checkpoint` as `remat` says, `jax.value_and_grad`, optax. With more
+    than one microbatch, gradients are accumulated in f32 by a scan over them. From the same key,
+    batch and seed it computes what `make_train_step` computes.
+
+    Args:
+      microbatches: equal slices of the batch, run one after the other.
+      remat: what the backward pass computes again; "stage" is the whole stack of layers.
+      precision: of the compute; parameters, gradients and optimizer are f32.
+      clip_norm: gradients are scaled down to this global norm; None for no clipping.
+      seed: of dropout.
+    """
+    loss_and_gradients = jax.value_and_grad(_make_loss(model, remat, precision))
+
+    def init(key: jax.Array) -> State:
+        params = model.init(key)
+        return jnp.int32(0), params, tx.init(params)
+
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        count, params, opt_state = state
+        key = jax.random.fold_in(jax.random.key(seed), count)
+        weight = jnp.sum(batch["weights"])
+        batch = {**batch, "example": jnp.arange(len(batch["tokens"]), dtype=jnp.int32)}
+
+        def accumulate(total, microbatch):
+            part = loss_and_gradients(params, microbatch, weight, key)
+            return jax.tree.map(jnp.add, total, part), None
+
+        if microbatches == 1:
+            loss, grads = loss_and_gradients(params, batch, weight, key)
+        else:
+            slices = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+            zero = jax.tree.map(jnp.zeros_like, (weight, params))
+            (loss, grads), _ = lax.scan(accumulate, zero, slices)
+        grad_norm = optax.tree.norm(grads)
+        if clip_norm is not None:
+            scale = jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-12))
+            grads = jax.tree.map(lambda grad: grad * scale, grads)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        metrics = {"loss": loss, "weight": weight, "grad_norm": grad_norm}
+        return (count + 1, params, opt_state), metrics
+
+    return jax.jit(init), jax.jit(step, donate_argnums=0)
+
+
+def _make_loss(model: StagedModel, remat: str, precision: str) -> Callable[..., jax.Array]:
+    """(params, batch, weight of the whole batch, key) -> this batch's part of the mean loss."""
+    dtype = {"bf16": jnp.bfloat16, "f32": jnp.float32}[precision]
+    matmul_precision = {"bf16": "default", "f32": "highest"}[precision]
+
+    def block(layer_params, x, batch, key):
+        return model.block(layer_params, x, batch, key=key, constrain=unconstrained)
+
+    # No barriers against common subexpressions: a scan's body cannot merge with its backward's.
+    if remat == "layer":
+        block = jax.checkpoint(block, prevent_cse=False)
+    elif remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        block = jax.checkpoint(block, policy=policy, prevent_cse=False)
+
+    def layers(blocks, x, batch, key):
+        def layer(x, scanned):
+            layer_params, index = scanned
+            return block(layer_params, x, batch, jax.random.fold_in(key, index)), None
+
+        return lax.scan(layer, x, (blocks, jnp.arange(model.num_layers)))[0]
+
+    if remat == "stage":
+        layers = jax.checkpoint(layers)
+
+    def loss(params, batch, weight, key):
+        params = jax.tree.map(lambda param: param.astype(dtype), params)
+        embed_key = jax.random.fold_in(key, model.num_layers)
+        with jax.default_matmul_precision(matmul_precision):
+            x = model.embed(params, batch, key=embed_key, constrain=unconstrained)
+            x = layers(params["blocks"], x, batch, key)
+            loss_sum, _ = model.head(params, x, batch, constrain=unconstrained)
+        return loss_sum / weight
+
+    return loss

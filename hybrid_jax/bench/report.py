@@ -1,0 +1,158 @@
+"""The result of a bench: a table for the terminal, JSON for machines."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from hybrid_jax.config.model import DecoderConfig
+from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.inspect.tables import format_bytes
+
+_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One program's time by another's; above 1 is slower.
+
+    Attributes:
+      wall: of wall-clock seconds.
+      cpu: of CPU-seconds: the fair one for virtual devices, which share the machine's cores.
+    """
+
+    wall: float
+    cpu: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.3f} / {self.cpu:.3f}"
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One program.
+
+    Attributes:
+      program: "plain JAX", the step written by hand for one device, or "hybrid_jax".
+      strategy: the layout; of a plain step, its microbatches, remat and precision.
+      step_seconds: wall time of one update, median.
+      cpu_seconds: CPU time of one update, median, summed over the process's threads.
+      tokens_per_second: of the global batch, by wall time.
+      compile_seconds: wall time of tracing, lowering and compiling.
+      memory_bytes: on one device: arguments + temporaries + results that are not donated arguments.
+      loss: of the first update. The rows agree (to the precision): they do the same work.
+      versus_plain: by the plain step of the same remat and precision on the whole batch.
+      versus_accumulation: by that plain step with gradients accumulated over as many microbatches.
+    """
+
+    program: Literal["plain JAX", "hybrid_jax"]
+    strategy: Strategy
+    step_seconds: float
+    cpu_seconds: float
+    tokens_per_second: float
+    compile_seconds: float
+    memory_bytes: int
+    loss: float
+    versus_plain: Ratio
+    versus_accumulation: Ratio
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> BenchRow:
+        """Returns the row whose `dataclasses.asdict` is `fields`."""
+        nested = {"strategy": Strategy, "versus_plain": Ratio, "versus_accumulation": Ratio}
+        return cls(**fields | {name: nested[name](**fields[name]) for name in nested})
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Step times of several layouts and of plain JAX, measured in one run; `print` it.
+
+    Attributes:
+      jax_version: of the JAX that ran.
+      platform: "cpu", "gpu" or "tpu".
+      device_kind: the device's name.
+      num_devices: devices that JAX had.
+      model: the decoder.
+      batch_shape: global (B, T).
+      steps: timed rounds; in each, every program made one step.
+      rows: the plain steps, then the layouts as they were given.
+    """
+
+    jax_version: str
+    platform: str
+    device_kind: str
+    num_devices: int
+    model: DecoderConfig
+    batch_shape: tuple[int, int]
+    steps: int
+    rows: tuple[BenchRow, ...]
+
+    def to_json(self) -> str:
+        """Returns everything in the report as JSON text; seconds and bytes."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> BenchReport:
+        """Returns the report whose `to_json` is `text`."""
+        fields = json.loads(text)
+        fields["model"] = DecoderConfig(**fields["model"])
+        fields["batch_shape"] = tuple(fields["batch_shape"])
+        fields["rows"] = tuple(BenchRow.from_dict(row) for row in fields["rows"])
+        return cls(**fields)
+
+    def __rich__(self) -> Table:
+        table = Table(
+            title=self._heading(),
+            title_justify="left",
+            title_style="bold",
+            caption=f"Medians of {self.steps} interleaved steps; memory of one device; ratios of wall / "
+            "CPU time by plain JAX, and by plain JAX accumulating over as many microbatches.",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            header_style="dim",
+        )
+        table.add_column("program", min_width=24)
+        for name in ("step s", "CPU s", "tokens/s", "compile s", "memory"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name in ("by plain", "by accumulating"):
+            table.add_column(name, justify="right", no_wrap=True)
+        previous = None
+        for row in self.rows:
+            if previous not in (None, row.program):
+                table.add_section()
+            previous = row.program
+            table.add_row(*_cells(row))
+        return table
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+    def _heading(self) -> str:
+        model, (batch, length) = self.model, self.batch_shape
+        return (
+            f"{model.num_layers} layers, width {model.embed_dim}, {model.num_heads} heads, "
+            f"vocabulary {model.vocab_size}, batch {batch} x {length}  ·  "
+            f"jax {self.jax_version}, {self.num_devices} {self.device_kind}"
+        )
+
+
+def _cells(row: BenchRow) -> list[str]:
+    return [
+        f"{row.program}: {row.strategy.describe()}",
+        f"{row.step_seconds:.4g}",
+        f"{row.cpu_seconds:.4g}",
+        f"{row.tokens_per_second:,.0f}",
+        f"{row.compile_seconds:.2f}",
+        format_bytes(row.memory_bytes),
+        str(row.versus_plain),
+        str(row.versus_accumulation),
+    ]

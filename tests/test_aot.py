@@ -1,0 +1,73 @@
+"""Compiling for absent hardware: llama2-7b on 64 v5p chips, in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="libtpu is absent: pip install 'hybrid-jax[aot]'",
+    ),
+]
+
+# XLA:TPU for absent chips asks no metadata server and no other host.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-128",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing runs, so several processes may compile
+}
+
+PROGRAM = """
+import json, sys, time
+import optax
+from jax.experimental import topologies
+import hybrid_jax as hj
+
+microbatches, schedule, chunks = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+strategy = hj.Strategy(stage=4, data=4, model=4, microbatches=microbatches, schedule=schedule,
+                       chunks=chunks)
+devices = topologies.get_topology_desc(topology_name="v5p:4x4x4", platform="tpu").devices
+model = hj.models.Decoder(hj.models.preset("llama2-7b"))
+train = hj.make_train_step(model, optax.adamw(3e-4), strategy, hj.make_mesh(strategy, devices))
+start = time.time()
+report = hj.inspect(train, (4 * microbatches, 4096))
+print(json.dumps({
+    "seconds": time.time() - start,
+    "peak_gib": report.memory.total / 2**30,
+    "gathers_in_loop": report.ledger.count("all-gather", axis="data", in_loop=True),
+    "data_gib": report.ledger.wire_bytes(axis="data") / 2**30,
+    "hlo_bytes": report.hlo_bytes,
+}))
+"""
+
+
+def compile_step(microbatches: int, schedule: str, chunks: int) -> dict[str, float]:
+    """What the compiler says of one llama2-7b step, microbatches of 1 x 4096 tokens a device."""
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(microbatches), schedule, str(chunks)],
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("schedule", "chunks"), [("1f1b", 1), ("interleaved", 2)])
+def test_llama2_7b_compiles_for_64_v5p_chips(schedule, chunks):
+    report = compile_step(8, schedule, chunks)
+    print(report)
+    assert report["peak_gib"] < 95  # HBM of a v5p chip
+    assert report["gathers_in_loop"] == 0

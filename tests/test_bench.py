@@ -1,0 +1,228 @@
+"""The bench: its baseline does the same work as the train step, its report says all of it."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from hybrid_jax.bench import baseline
+from hybrid_jax.bench.baseline import make_plain_step
+from hybrid_jax.bench.compare import bench, bench_from_config
+from hybrid_jax.bench.measure import Times
+from hybrid_jax.bench.report import BenchReport
+from hybrid_jax.bench.strategies import parse_strategy, read_strategies
+from hybrid_jax.config.load import load_config
+from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.errors import UserError
+from hybrid_jax.sharding.mesh import make_mesh
+from hybrid_jax.train.step import make_train_step
+from tests.tiny import decoder, plain_batch, ragged_batch
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "clip_norm"),
+    [
+        (Strategy(precision="f32"), None),
+        (Strategy(precision="f32", microbatches=4, remat="dots"), 0.1),
+        (Strategy(precision="f32", stage=2, data=2, microbatches=2, remat="stage"), None),
+        (Strategy(precision="f32", model=2, remat="none"), 0.1),
+    ],
+    ids=lambda value: value.describe() if isinstance(value, Strategy) else f"clip={value}",
+)
+def test_the_baseline_does_what_the_train_step_does(strategy, clip_norm):
+    """Losses, gradient norms and parameters agree, with dropout, packing and ragged weights."""
+    model, tx = decoder("gpt2", dropout=0.1), optax.sgd(0.5, momentum=0.9)
+    batch, key = ragged_batch(), jax.random.key(0)
+    mesh = make_mesh(strategy, jax.devices()[: strategy.num_devices])
+    train = make_train_step(model, tx, strategy, mesh, clip_norm=clip_norm)
+    init, step = make_plain_step(
+        model,
+        tx,
+        microbatches=strategy.microbatches,
+        remat=strategy.remat,
+        precision=strategy.precision,
+        clip_norm=clip_norm,
+    )
+    state, plain_state = train.init(key), init(key)
+    for _ in range(3):
+        state, metrics = train.step(state, batch)
+        plain_state, plain_metrics = step(plain_state, batch)
+        for name in ("loss", "weight", "grad_norm"):
+            np.testing.assert_allclose(plain_metrics[name], metrics[name], rtol=1e-5)
+    params, plain_params = jax.device_get((train.canonical_params(state), plain_state[1]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), params, plain_params
+    )
+
+
+def test_bf16_baseline_agrees_to_its_precision():
+    model, batch, tx = decoder(), plain_batch(), optax.sgd(0.1)
+    losses = []
+    for precision in ("f32", "bf16"):
+        init, step = make_plain_step(model, tx, precision=precision, microbatches=2)
+        _, metrics = step(init(jax.random.key(0)), {**batch, "weights": np.ones((8, 8), "f")})
+        losses.append(float(metrics["loss"]))
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-2)
+
+
+def test_the_baseline_knows_nothing_of_the_executor():
+    modules = {
+        node.module
+        for node in ast.walk(ast.parse(inspect.getsource(baseline)))
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    assert {m for m in modules if m.startswith("hybrid_jax")} == {"hybrid_jax.models.contract"}
+
+
+STRATEGIES = (
+    Strategy(precision="f32"),
+    Strategy(precision="f32", microbatches=4),
+    Strategy(precision="f32", stage=2, model=2, microbatches=4, remat="dots"),
+)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return bench(decoder(), STRATEGIES, (8, 8), steps=3)
+
+
+def test_rows(report):
+    """Each layout once, and each plain step that one of them is compared with once."""
+    plain = [row.strategy for row in report.rows if row.program == "plain JAX"]
+    assert plain == [
+        Strategy(precision="f32", microbatches=count, remat=remat)
+        for remat, count in (("layer", 1), ("layer", 4), ("dots", 1), ("dots", 4))
+    ]
+    hybrid = [row.strategy for row in report.rows if row.program == "hybrid_jax"]
+    assert hybrid == list(STRATEGIES)
+    assert (report.platform, report.num_devices, report.steps) == ("cpu", 8, 3)
+
+
+def test_numbers_are_real(report):
+    for row in report.rows:
+        ratios = (row.versus_plain, row.versus_accumulation)
+        numbers = [row.step_seconds, row.cpu_seconds, row.compile_seconds, row.memory_bytes]
+        numbers += [part for ratio in ratios for part in (ratio.wall, ratio.cpu)]
+        assert np.all(np.isfinite(numbers)) and min(numbers) > 0
+        np.testing.assert_allclose(row.tokens_per_second * row.step_seconds, 8 * 8, rtol=1e-6)
+        np.testing.assert_allclose(row.loss, report.rows[0].loss, rtol=1e-5)
+    first, second = report.rows[:2]
+    assert (first.versus_plain.wall, first.versus_accumulation.cpu) == (1, 1)
+    assert second.versus_accumulation.wall == 1 != second.versus_plain.wall
+
+
+def test_ratios_are_taken_within_a_round():
+    """A machine that slows down tenfold leaves them as they are."""
+    seconds = np.array([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
+    assert Times(seconds, 2 * seconds, (0, 0)).ratio(1, 0) == (2, 2)
+
+
+def test_json_round_trip(report):
+    assert BenchReport.from_json(report.to_json()) == report
+
+
+def test_table(report):
+    """Every row is there with its numbers; long layouts go on in the next line."""
+    lines = str(report).splitlines()
+    assert max(map(len, lines)) <= 120
+    for row in report.rows:
+        start = f"{row.program}: {row.strategy.describe()}"[:30]
+        (line,) = (
+            line
+            for line in lines
+            if line.strip().startswith(start) and str(row.versus_plain) in line
+        )
+        assert f"{row.step_seconds:.4g}" in line and str(row.versus_accumulation) in line
+
+
+def test_bench_from_config_takes_the_run_as_it_is():
+    overrides = ["model.num_layers=2", "model.embed_dim=16", "model.vocab_size=256"]
+    overrides += ["model.mlp_dim=32", "data.seq_len=8"]
+    lines = []
+    report = bench_from_config(
+        load_config(CONFIGS / "bench.yaml", overrides), steps=1, progress=lines.append
+    )
+    assert report.batch_shape == (16, 8)
+    assert report.rows[-1].strategy == Strategy(
+        stage=2, data=2, model=2, microbatches=8, precision="f32"
+    )
+    assert len(lines) == len(report.rows) + 1
+
+
+def test_a_strategy_that_does_not_fit_the_run_is_refused():
+    config = load_config(CONFIGS / "bench.yaml")
+    with pytest.raises(UserError, match=r"model.num_layers=8 must be a multiple of 3"):
+        bench_from_config(config, [parse_strategy("stage=3", config.strategy)])
+
+
+@pytest.mark.parametrize(
+    ("strategies", "batch_shape", "steps", "message"),
+    [
+        ([], (8, 8), 1, "at least one strategy"),
+        ([Strategy()], (8, 8), 0, "steps=0 must be"),
+        ([Strategy(data=16)], (16, 8), 1, "data=16 need 16 devices, but there are 8"),
+        ([Strategy(microbatches=3)], (8, 8), 1, "use a multiple of 3"),
+    ],
+)
+def test_bench_refuses(strategies, batch_shape, steps, message):
+    with pytest.raises(UserError, match=message):
+        bench(decoder(), strategies, batch_shape, steps=steps)
+
+
+def test_parse_strategy():
+    base = Strategy(stage=2, data=2, precision="f32")
+    text = "data=1  remat=none skip_bubbles=true rules=null"
+    expected = Strategy(stage=2, remat="none", precision="f32", skip_bubbles=True)
+    assert parse_strategy(text, base) == expected
+    assert parse_strategy("", base) == base
+    assert parse_strategy("rules=[[mlp,model],[embed,null]]").rules == (
+        ("mlp", "model"),
+        ("embed", None),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stag=4", "unknown field 'stag' .* Did you mean 'stage'"),
+        ("stage", "'stage' .* must be field=value"),
+        ("stage=four", "strategy.stage='four' must be a whole number"),
+        ("stage=", "strategy.stage=None must be a whole number"),
+        ("rules=[", "is no YAML value"),
+        ("schedule=1f1", "must be one of .* Did you mean '1f1b'"),
+        ("zero=2", "strategy.zero=2 must be one of 0, 1, 3"),
+        ("chunks=2", "needs schedule='interleaved'"),
+    ],
+)
+def test_parse_strategy_refuses(text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_strategy(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_read_strategies():
+    base = load_config(CONFIGS / "bench.yaml").strategy
+    assert [
+        strategy.describe() for strategy in read_strategies(CONFIGS / "bench.strategies", base)
+    ] == [
+        "precision=f32",
+        "microbatches=8 precision=f32",
+        "stage=4 microbatches=8 precision=f32",
+        "stage=2 data=2 model=2 microbatches=8 precision=f32",
+    ]
+
+
+def test_read_strategies_refuses(tmp_path):
+    with pytest.raises(UserError, match="cannot read strategies from"):
+        read_strategies(tmp_path / "absent")
+    empty = tmp_path / "empty"
+    empty.write_text("# nothing\n\n")
+    with pytest.raises(UserError, match="has no strategy"):
+        read_strategies(empty)
