@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hybrid_jax.config.load import load_config
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 # Commands import JAX, and what uses it, when they run: help and config errors come at once.
 
 
-def train(config: RunConfig) -> None:
+def train(config: RunConfig, options: argparse.Namespace) -> None:
     """Train a model and report its held-out loss and a sample of its text."""
+    del options
     import jax
     from rich.console import Console
 
@@ -45,15 +47,38 @@ def train(config: RunConfig) -> None:
     _print_summary(run, state, evaluation.loss, console)
 
 
-def inspect(config: RunConfig) -> None:
+def inspect(config: RunConfig, options: argparse.Namespace) -> None:
     """Print what the train step of a config costs: parameters, memory, communication."""
+    del options
     from hybrid_jax.build import build_train_step
     from hybrid_jax.inspect.report import inspect as make_report
 
     print(make_report(build_train_step(config), (config.data.global_batch, config.data.seq_len)))
 
 
-COMMANDS: dict[str, Callable[[RunConfig], None]] = {"train": train, "inspect": inspect}
+def bench(config: RunConfig, options: argparse.Namespace) -> None:
+    """Time layouts of a config's model beside a plain-JAX step, in one run."""
+    from hybrid_jax.bench.compare import bench_from_config
+    from hybrid_jax.bench.strategies import read_strategies
+
+    strategies = ()
+    if options.strategies is not None:
+        strategies = read_strategies(options.strategies, config.strategy)
+
+    def show(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    report = bench_from_config(config, strategies, options.steps, progress=show)
+    print(report)
+    if options.json is not None:
+        Path(options.json).write_text(report.to_json() + "\n")
+
+
+COMMANDS: dict[str, Callable[[RunConfig, argparse.Namespace], None]] = {
+    "train": train,
+    "inspect": inspect,
+    "bench": bench,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
-        COMMANDS[options.command](load_config(options.config, options.overrides))
+        COMMANDS[options.command](load_config(options.config, options.overrides), options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -78,7 +103,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}: see `{self.prog} --help`.")
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="hybrid-jax", description="Train language models in JAX.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
@@ -93,20 +118,41 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             nargs="*",
             help="a field to replace, such as strategy.stage=4; later ones win",
         )
+        if command is bench:
+            subparser.add_argument(
+                "--strategies",
+                metavar="FILE",
+                help="a layout in each line, as fields that differ from the config's strategy, such "
+                "as `stage=4 data=1`; by default the config's own",
+            )
+            subparser.add_argument("--steps", type=int, default=10, help="timed steps of each")
+            subparser.add_argument("--json", metavar="FILE", help="write the numbers here too")
+    return parser
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     names = ", ".join(COMMANDS)
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
     if first is not None and first not in COMMANDS:
         raise UserError(
             f"unknown command {first!r}: choose one of {names}.{nearest(first, COMMANDS)}"
         )
-    options = parser.parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
     if options.command is None:
         raise UserError(f"no command: choose one of {names}, or see `hybrid-jax --help`.")
+    for argument in rest:
+        if argument.startswith("-"):
+            raise UserError(
+                f"unknown option {argument!r}: see `hybrid-jax {options.command} --help`; fields of "
+                "the config are set as section.field=value."
+            )
     if options.config is None:
         raise UserError(
             f"no config: give the path of a YAML file, such as `hybrid-jax {options.command} "
             "configs/quickstart.yaml`."
         )
+    options.overrides += rest  # argparse leaves over what follows an option
     return options
 
 

@@ -78,13 +78,24 @@ def test_inspect_prints_the_parameter_table(config, capsys):
     assert "stage" in output
 
 
+def test_bench_prints_a_table_and_writes_json(config, capsys):
+    strategies, numbers = config.with_name("strategies"), config.with_name("bench.json")
+    strategies.write_text("stage=1 data=1 model=1  # one device\n")
+    options = ["--strategies", str(strategies), "--steps", "1", "--json", str(numbers)]
+    assert main(["bench", str(config), *options, "model.num_layers=1", "strategy.stage=1"]) == 2
+    assert "cpu_devices" in capsys.readouterr().err  # the last overrides were read
+    assert main(["bench", str(config), *options]) == 0
+    assert "plain JAX" in capsys.readouterr().out
+    assert len(json.loads(numbers.read_text())["rows"]) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no command: choose one of train, inspect, or see `hybrid-jax --help`."),
+        ([], "no command: choose one of train, inspect, bench, or see `hybrid-jax --help`."),
         (
             ["trian", "{config}"],
-            "unknown command 'trian': choose one of train, inspect. Did you mean 'train'?",
+            "unknown command 'trian': choose one of train, inspect, bench. Did you mean 'train'?",
         ),
         (
             ["train"],
@@ -93,7 +104,12 @@ def test_inspect_prints_the_parameter_table(config, capsys):
         ),
         (
             ["train", "{config}", "--steps"],
-            "unrecognized arguments: --steps: see `hybrid-jax --help`.",
+            "unknown option '--steps': see `hybrid-jax train --help`; fields of the config are set "
+            "as section.field=value.",
+        ),
+        (
+            ["bench", "{config}", "--steps", "x"],
+            "argument --steps: invalid int value: 'x': see `hybrid-jax bench --help`.",
         ),
         (
             ["train", "{config}", "optimizer.learning_rat=1"],

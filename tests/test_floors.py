@@ -41,6 +41,7 @@ HOUSE = [
             "pipeline.tokens",
         ],
     ),
+    (2, "baseline", ["bench.baseline"]),
     (3, "train", ["train.*"]),
     (4, "parity", ["parity"]),
     (4, "data", ["data.*"]),
@@ -50,8 +51,10 @@ HOUSE = [
     (4, "inspect", ["inspect.*"]),
     (4, "plan", ["plan.*"]),
     (4, "runtime", ["runtime.*"]),
-    (5, "trainer", ["trainer"]),
-    (6, "wiring", ["", "build", "cli"]),
+    (4, "metrics", ["metrics.*"]),
+    (5, "trainer", ["trainer", "hooks"]),
+    (5, "bench", ["bench.*"]),
+    (6, "wiring", ["", "__main__", "build", "cli"]),
 ]
 
 ARRAYS = ["jax", "jaxlib", "flax", "optax", "orbax"]
@@ -64,6 +67,7 @@ UNKNOWN_TO = {
     "tokenizer": ARRAYS,
     "models": ["hybrid_jax.config.strategy", "hybrid_jax.config.load"],
     "executor": ["hybrid_jax.models.attention", "flax", "optax", "orbax"],
+    "baseline": ["hybrid_jax.pipeline", "hybrid_jax.train", "hybrid_jax.sharding"],
     "train": ["hybrid_jax.config.load", "orbax"],
     "data": ARRAYS,
     "runtime": ["hybrid_jax.models"],

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from hybrid_jax.models.contract import Batch, Params, StagedModel, unconstrained
+from hybrid_jax.models.contract import Batch, StagedModel, unconstrained
 
 PyTree = Any
-State = tuple[jax.Array, Params, PyTree]  # step, params, opt_state
+State = tuple[jax.Array, PyTree, PyTree]  # step, params, opt_state
 
 
 def make_plain_step(

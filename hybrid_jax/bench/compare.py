@@ -11,7 +11,7 @@ import optax
 
 from hybrid_jax.bench.baseline import make_plain_step
 from hybrid_jax.bench.measure import Program, Times, compile_program, measure
-from hybrid_jax.bench.report import BenchReport, BenchRow, Ratio
+from hybrid_jax.bench.report import BenchReport, BenchRow, ProgramName, Ratio
 from hybrid_jax.config.checks import check_int
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.config.strategy import Strategy
@@ -72,7 +72,7 @@ def bench(
     trains = [_make_train(model, tx, strategy, clip_norm) for strategy in strategies]
     batches = [train.put(batch) for train in trains]  # refuses what does not divide
 
-    programs: dict[tuple[str, Strategy], Program] = {}
+    programs: dict[tuple[ProgramName, Strategy], Program] = {}
     for strategy in _baselines(strategies):
         progress(f"compiling plain JAX: {strategy.describe()}")
         programs["plain JAX", strategy] = _plain_program(model, tx, strategy, clip_norm, batch)
@@ -182,7 +182,9 @@ def _hybrid_program(train: TrainStep, batch: dict[str, jax.Array]) -> Program:
 
 
 def _rows(
-    programs: dict[tuple[str, Strategy], Program], times: Times, batch_shape: tuple[int, int]
+    programs: dict[tuple[ProgramName, Strategy], Program],
+    times: Times,
+    batch_shape: tuple[int, int],
 ) -> tuple[BenchRow, ...]:
     names = list(programs)
     wall, cpu = np.median(times.wall_seconds, axis=0), np.median(times.cpu_seconds, axis=0)

@@ -15,6 +15,8 @@ from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.inspect.tables import format_bytes
 
+ProgramName = Literal["plain JAX", "hybrid_jax"]
+
 _WIDTH = 120
 
 
@@ -51,7 +53,7 @@ class BenchRow:
       versus_accumulation: by that plain step with gradients accumulated over as many microbatches.
     """
 
-    program: Literal["plain JAX", "hybrid_jax"]
+    program: ProgramName
     strategy: Strategy
     step_seconds: float
     cpu_seconds: float
@@ -111,8 +113,8 @@ class BenchReport:
             title=self._heading(),
             title_justify="left",
             title_style="bold",
-            caption=f"Medians of {self.steps} interleaved steps; memory of one device; ratios of wall / "
-            "CPU time by plain JAX, and by plain JAX accumulating over as many microbatches.",
+            caption=f"Medians of {self.steps} interleaved steps; memory of one device; ratios of "
+            "wall / CPU time by plain JAX, and by it accumulating over as many microbatches.",
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             header_style="dim",

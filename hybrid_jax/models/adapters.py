@@ -151,9 +151,17 @@ class WholeModel:
         per_example = [x.reshape(x.shape[0], -1).sum(axis=1) for x in (losses, weights)]
         return jnp.stack(per_example, axis=-1)[:, None]
 
-    def block(self, layer_params, x, batch, *, key=None, constrain=unconstrained) -> jax.Array:
-        """Never called: there are no layers."""
-        raise AssertionError("a model of 0 layers has no block")
+    def block(
+        self,
+        layer_params: Params,
+        x: jax.Array,
+        batch: Batch,
+        *,
+        key: jax.Array | None = None,
+        constrain: Constrain = unconstrained,
+    ) -> jax.Array:
+        """Returns x: a scan over no layers runs nothing, but it is traced."""
+        return x
 
     def head(
         self, outer: Params, x: jax.Array, batch: Batch, *, constrain: Constrain = unconstrained

@@ -171,7 +171,7 @@ class Decoder:
         causal.
     """
 
-    head_dims = ("batch", "length")
+    head_dims: tuple[str, ...] = ("batch", "length")
 
     def __init__(self, config: DecoderConfig, attention: Attention = dot_product_attention):
         self.config = config

@@ -102,7 +102,7 @@ def check_donated(state):
 
 
 def check_placement(train, state):
-    """Moments lie where their parameters lie, and no array is larger on a device than it need be."""
+    """Moments lie where their parameters lie, and no device holds more of them than it need."""
     [moments] = [s for s in jax.tree.leaves(state.opt_state, is_leaf=is_adam) if is_adam(s)]
     for param, placement, mu, nu in zip(
         *map(jax.tree.leaves, (state.params, train.placements, moments.mu, moments.nu)), strict=True
@@ -203,7 +203,6 @@ def test_a_batch_without_any_weight_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
 
 
-# fmt: off
 @pytest.mark.parametrize(
     ("strategy", "mesh_of", "message"),
     [
@@ -211,14 +210,16 @@ def test_a_batch_without_any_weight_changes_nothing():
         (Strategy(data=4, context=2), None, "context=2: .* set context=1"),
         (Strategy(data=2, expert=4), None, "expert=4: .* set expert=1"),
         (Strategy(stage=8), None, "num_layers=4 does not divide into stage=8 x chunks=1"),
-        (Strategy(stage=4, data=2, microbatches=4, schedule="interleaved", chunks=2), None,
-         "num_layers=4 does not divide into stage=4 x chunks=2 .* multiple of 8"),
+        (
+            Strategy(stage=4, data=2, microbatches=4, schedule="interleaved", chunks=2),
+            None,
+            "num_layers=4 does not divide into stage=4 x chunks=2 .* multiple of 8",
+        ),
         (Strategy(model=8), None, "k/kernel: dim 2 .* is 2, not divisible by model=8"),
         (Strategy(data=8, zero=0, rules="megatron+fsdp"), None, "'embed' on 'data', but zero=0"),
         (Strategy(data=8, rules=(("mpl", None),)), None, "Did you mean 'mlp'"),
     ],
 )
-# fmt: on
 def test_what_does_not_fit_is_told_on_one_line(strategy, mesh_of, message):
     with pytest.raises(UserError, match=message) as error:
         make_train_step(decoder(), optax.sgd(1.0), strategy, make_mesh(mesh_of or strategy))
@@ -227,7 +228,7 @@ def test_what_does_not_fit_is_told_on_one_line(strategy, mesh_of, message):
 
 def test_a_batch_that_does_not_divide_is_told_before_it_is_moved():
     train = train_on(Strategy(data=2, replica=2, microbatches=3), decoder(), optax.sgd(1.0))
-    message = "has 8 examples, not divisible by 4 data shards .* x 3 microbatches: .* multiple of 12"
+    message = "has 8 examples, not divisible by 4 data shards .* x 3 microbatches: .* of 12"
     with pytest.raises(UserError, match=message):
         train.put(plain_batch(8))
     with pytest.raises(UserError, match=message):
