@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 # Commands import JAX, and what uses it, when they run: help and config errors come at once.
 
 
-def train(config: RunConfig, options: argparse.Namespace) -> None:
+def train(config: RunConfig) -> None:
     """Train a model and report its held-out loss and a sample of its text."""
-    del options
     import jax
     from rich.console import Console
 
@@ -47,38 +46,35 @@ def train(config: RunConfig, options: argparse.Namespace) -> None:
     _print_summary(run, state, evaluation.loss, console)
 
 
-def inspect(config: RunConfig, options: argparse.Namespace) -> None:
+def inspect(config: RunConfig) -> None:
     """Print what the train step of a config costs: parameters, memory, communication."""
-    del options
     from hybrid_jax.build import build_train_step
     from hybrid_jax.inspect.report import inspect as make_report
 
     print(make_report(build_train_step(config), (config.data.global_batch, config.data.seq_len)))
 
 
-def bench(config: RunConfig, options: argparse.Namespace) -> None:
+def bench(
+    config: RunConfig, strategies: str | None = None, steps: int = 10, json: str | None = None
+) -> None:
     """Time layouts of a config's model beside a plain-JAX step, in one run."""
     from hybrid_jax.bench.compare import bench_from_config
     from hybrid_jax.bench.strategies import read_strategies
 
-    strategies = ()
-    if options.strategies is not None:
-        strategies = read_strategies(options.strategies, config.strategy)
+    if json is not None and not Path(json).parent.is_dir():
+        raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it.")
+    layouts = () if strategies is None else read_strategies(strategies, config.strategy)
 
     def show(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    report = bench_from_config(config, strategies, options.steps, progress=show)
+    report = bench_from_config(config, layouts, steps, progress=show)
     print(report)
-    if options.json is not None:
-        Path(options.json).write_text(report.to_json() + "\n")
+    if json is not None:
+        Path(json).write_text(report.to_json() + "\n")
 
 
-COMMANDS: dict[str, Callable[[RunConfig, argparse.Namespace], None]] = {
-    "train": train,
-    "inspect": inspect,
-    "bench": bench,
-}
+COMMANDS: dict[str, Callable[..., None]] = {"train": train, "inspect": inspect, "bench": bench}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,8 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A user's mistake is told in one line on stderr, without a traceback.
     """
     try:
-        options = _parse(sys.argv[1:] if arguments is None else arguments)
-        COMMANDS[options.command](load_config(options.config, options.overrides), options)
+        options = vars(_parse(sys.argv[1:] if arguments is None else arguments))
+        command = COMMANDS[options.pop("command")]
+        command(load_config(options.pop("config"), options.pop("overrides")), **options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -122,8 +119,8 @@ def _parser() -> argparse.ArgumentParser:
             subparser.add_argument(
                 "--strategies",
                 metavar="FILE",
-                help="a layout in each line, as fields that differ from the config's strategy, such "
-                "as `stage=4 data=1`; by default the config's own",
+                help="a layout in each line, as fields that differ from the config's strategy "
+                "(`stage=4 data=1`); by default the config's own",
             )
             subparser.add_argument("--steps", type=int, default=10, help="timed steps of each")
             subparser.add_argument("--json", metavar="FILE", help="write the numbers here too")
@@ -144,8 +141,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for argument in rest:
         if argument.startswith("-"):
             raise UserError(
-                f"unknown option {argument!r}: see `hybrid-jax {options.command} --help`; fields of "
-                "the config are set as section.field=value."
+                f"unknown option {argument!r}: see `hybrid-jax {options.command} --help`; "
+                "fields of the config are set as section.field=value."
             )
     if options.config is None:
         raise UserError(

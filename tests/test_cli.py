@@ -112,6 +112,10 @@ def test_bench_prints_a_table_and_writes_json(config, capsys):
             "argument --steps: invalid int value: 'x': see `hybrid-jax bench --help`.",
         ),
         (
+            ["bench", "{config}", "--json", "{folder}/no/x.json"],
+            "--json {folder}/no/x.json: the folder {folder}/no does not exist; make it.",
+        ),
+        (
             ["train", "{config}", "optimizer.learning_rat=1"],
             "unknown config field 'optimizer.learning_rat'. "
             "Did you mean 'optimizer.learning_rate'?",

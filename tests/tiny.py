@@ -38,7 +38,7 @@ def ragged_batch(size: int = 8, length: int = LENGTH, seed: int = 0) -> dict[str
     column = np.arange(length)
     second = column >= cut
     weights = rng.uniform(0.1, 2.0, (size, length)) * (rng.random((size, length)) < 0.7)
-    weights *= np.arange(size - 1, -1, -1)[:, None]
+    weights *= np.arange(size)[::-1, None] if size > 1 else 1
     return {
         **plain_batch(size, length, seed),
         "weights": weights.astype(np.float32),

@@ -30,6 +30,7 @@ class Report:
       strategy: the layout.
       batch_shape: global (B, T).
       parameters: the parameter table.
+      warnings: what is wasteful about the sharding, one line each.
       ledger: the collectives of the compiled step.
       memory: bytes on one device.
       bubble: idle time of the pipeline as a fraction of its work.
@@ -40,6 +41,7 @@ class Report:
     strategy: Strategy
     batch_shape: tuple[int, int]
     parameters: tuple[ParameterRow, ...]
+    warnings: tuple[str, ...]
     ledger: Ledger
     memory: MemoryReport
     bubble: float
@@ -49,6 +51,7 @@ class Report:
         return Group(
             self._heading(),
             tables.parameter_view(self.parameters),
+            *(Text(f"warning: {warning}", style="yellow") for warning in self.warnings),
             tables.memory_view(self.memory),
             tables.axis_view(self.ledger),
             tables.heaviest_view(self.ledger),
@@ -77,6 +80,7 @@ class Report:
                 "hlo_bytes": self.hlo_bytes,
                 "memory": asdict(self.memory),
                 "parameters": [asdict(row) | {"spec": list(row.spec)} for row in self.parameters],
+                "warnings": self.warnings,
                 "communication": [asdict(total) for total in self.ledger.by_axis()],
                 "collectives": [
                     asdict(row) | {"count": row.count, "wire_bytes": row.wire_bytes}
@@ -113,6 +117,7 @@ def inspect(train: TrainStep, batch_shape: tuple[int, int]) -> Report:
         strategy=train.strategy,
         batch_shape=batch_shape,
         parameters=parameter_table(train),
+        warnings=tuple(finding.message for finding in train.warnings),
         ledger=ledger(text, train.mesh),
         memory=memory(compiled),
         bubble=train.schedule.simulate().bubble_fraction,

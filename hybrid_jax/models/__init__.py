@@ -1,10 +1,11 @@
 """Models: a decoder in two styles, and adapters that make a Flax module of yours trainable."""
 
 from hybrid_jax.config.model import DecoderConfig, flops_per_token, num_params, preset
-from hybrid_jax.models.adapters import from_flax, from_parts
 from hybrid_jax.models.attention import dot_product_attention
 from hybrid_jax.models.contract import StagedModel
 from hybrid_jax.models.decoder import Decoder
+from hybrid_jax.models.parts import from_parts
+from hybrid_jax.models.whole import from_flax
 
 __all__ = [
     "Decoder",

@@ -81,7 +81,7 @@ def from_linen(module: linen.Module, *example_args: Any) -> Functional:
     """
     call_parameters = inspect.signature(type(module).__call__).parameters
 
-    def mode(train: bool) -> dict[str, bool]:
+    def mode(train: bool) -> dict[str, Any]:
         flags = {"deterministic": not train, "train": train}
         return {name: value for name, value in flags.items() if name in call_parameters}
 

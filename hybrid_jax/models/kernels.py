@@ -69,7 +69,7 @@ def _splash_kernel(q, segment_ids, causal, interpret) -> Callable[..., jax.Array
         interpret=interpret,
     )
 
-    def one_example(q, k, v, segment_ids):
+    def one_example(q, k, v, segment_ids) -> Any:
         ids = None if segment_ids is None else pallas.SegmentIds(segment_ids, segment_ids)
         return kernel(q, k, v, ids)
 

@@ -16,19 +16,22 @@ from hybrid_jax.models.contract import Axes
 INIT_STD = 0.02  # Radford et al. 2019
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x: jax.Array, kernel: jax.Array, out_dtype: Any = None) -> jax.Array:
     """Contracts the trailing dims of x [B, T, ...] with the leading dims of `kernel`.
 
     Args:
-      out_dtype: of the result, if not that of x; accumulation is the hardware's (float32 for
-        bfloat16 on accelerators).
+      out_dtype: of the result, if not that of x.
     """
+    return _matmul(x, kernel, out_dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x, kernel, out_dtype):
     return jnp.tensordot(x, kernel, axes=x.ndim - 2, preferred_element_type=out_dtype)
 
 
 def _matmul_forward(x, kernel, out_dtype):
-    return matmul(x, kernel, out_dtype), (x, kernel)
+    return _matmul(x, kernel, out_dtype), (x, kernel)
 
 
 def _matmul_backward(out_dtype, residuals, dy):
@@ -36,14 +39,13 @@ def _matmul_backward(out_dtype, residuals, dy):
     # the kernel-sized result: three times slower for a vocabulary on XLA:CPU.
     x, kernel = residuals
     dy = dy.astype(x.dtype)
-    contracted = x.ndim - 2
-    dy_dims, kernel_dims = tuple(range(2, dy.ndim)), tuple(range(contracted, kernel.ndim))
+    dy_dims, kernel_dims = tuple(range(2, dy.ndim)), tuple(range(x.ndim - 2, kernel.ndim))
     dx = jnp.tensordot(dy, kernel, axes=(dy_dims, kernel_dims))
     dkernel = jnp.tensordot(x, dy, axes=((0, 1), (0, 1)))
     return dx, dkernel
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Projection(nnx.Module):

@@ -75,7 +75,8 @@ class Device:
         first = _take(inputs.batch, 0)
         self.x_shape = jax.eval_shape(program.embed, inputs.outer, first, inputs.key_data)
         self.tokens = split_tokens(self.x_shape, first, self.stages, program.head_dims)
-        self.plan = ring_buffer.plan_residuals(self.forward, self.known(0, 0), self.x_shape)
+        if self.trains:
+            self.plan = ring_buffer.plan_residuals(self.forward, self.known(0, 0), self.x_shape)
 
     def known(self, microbatch: jax.Array | int, chunk: jax.Array | int) -> PyTree:
         """Inputs of a forward slot that the backward slot can look up again: never stored."""
@@ -102,7 +103,7 @@ class Device:
         starts = self._is_virtual_stage(work.chunk, 0)
 
         def run(known, x):
-            embedded = lambda: self.program.embed(self.inputs.outer, known[1], known[3])  # noqa: E731
+            embedded = lambda: self.program.embed(self.inputs.outer, known[1], known[3])
             x = embedded() if starts is True else self._choose(starts, embedded, lambda: x)
             if not self.trains:
                 params, *rest = known
@@ -128,7 +129,7 @@ class Device:
             share = y
             if self.stages > 1:
                 share, batch = self.tokens.scatter(y), self.tokens.own(batch, self.stage)
-            head = lambda outer, share: self.program.head(outer, share, batch)  # noqa: E731
+            head = lambda outer, share: self.program.head(outer, share, batch)
             if not self.trains:
                 return _add_loss(totals, *head(self.inputs.outer, share)), y
             loss, vjp, weight = jax.vjp(head, self.inputs.outer, share, has_aux=True)
@@ -141,7 +142,7 @@ class Device:
         if always:
             return run(y, totals)
         # The predicate is the same on every device, so the collectives inside are safe.
-        idle = lambda y, totals: (totals, jnp.zeros_like(y))  # noqa: E731
+        idle = lambda y, totals: (totals, jnp.zeros_like(y))
         return lax.cond(microbatch >= 0, run, idle, y, totals)
 
     def backward_slot(
@@ -164,7 +165,7 @@ class Device:
             return self._add_embedding(work, known, dx, totals, masked), dx
 
         if has_bubbles and self.skip_bubbles:
-            idle = lambda known, stored, dy, totals: (totals, self._bubble(self.x_shape))  # noqa: E731
+            idle = lambda known, stored, dy, totals: (totals, self._bubble(self.x_shape))
             return lax.cond(work.valid, run, idle, known, stored, dy, totals)
         return run(known, stored, dy, totals)
 
@@ -190,7 +191,7 @@ class Device:
         starts = self._is_virtual_stage(work.chunk, 0)
 
         def run(dx, outer_grads):
-            embed = lambda outer: self.program.embed(outer, batch, key_data)  # noqa: E731
+            embed = lambda outer: self.program.embed(outer, batch, key_data)
             (grads,) = jax.vjp(embed, self.inputs.outer)[1](dx)
             return _add(outer_grads, grads)
 
@@ -207,7 +208,7 @@ class Device:
     def _add_to_chunk(self, totals: PyTree, grads: PyTree, chunk: jax.Array) -> PyTree:
         if self.schedule.chunks == 1:
             return _add(totals, jax.tree.map(lambda grad: grad[None], grads))
-        add = lambda total, grad: total.at[chunk].add(grad.astype(total.dtype))  # noqa: E731
+        add = lambda total, grad: total.at[chunk].add(grad.astype(total.dtype))
         return jax.tree.map(add, totals, grads)
 
     def _is_virtual_stage(self, chunk: jax.Array, wanted_chunk: int, wanted_stage: int = 0):

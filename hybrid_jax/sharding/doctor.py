@@ -68,18 +68,18 @@ def examine(
 
 def place_params(
     shapes: PyTree, axes: PyTree, rules: AxisRules, mesh: Mesh, *, zero: int
-) -> PyTree:
-    """Returns a tree of `Placement`, one for each parameter; see `examine`.
+) -> tuple[PyTree, tuple[Finding, ...]]:
+    """Returns (tree of `Placement`, warnings); see `examine`.
 
     Raises:
-      UserError: the first error that `examine` finds, and how many more there are.
+      UserError: the first error that `examine` finds, and where the others are.
     """
     placements, findings = examine(shapes, axes, rules, mesh, zero=zero)
     errors = [finding for finding in findings if finding.kind == "error"]
     if errors:
-        more = f" (and {len(errors) - 1} more: run `hybrid-jax inspect`)" if errors[1:] else ""
-        raise UserError(errors[0].message + more)
-    return placements
+        others = ", ".join(finding.path for finding in errors[1:])
+        raise UserError(errors[0].message + (f" (Also wrong: {others}.)" if others else ""))
+    return placements, findings
 
 
 def _examine_rules(axes: PyTree, rules: AxisRules):

@@ -118,7 +118,7 @@ def muon_dimensions(axes: PyTree) -> PyTree:
         reduction, output = ((embed,), others) if embed == 1 else (others, (embed,))
         return optax.contrib.MuonDimensionNumbers(reduction, output)
 
-    is_names = lambda node: isinstance(node, tuple)  # noqa: E731
+    is_names = lambda node: isinstance(node, tuple)
     return jax.tree_util.tree_map_with_path(dimensions, axes, is_leaf=is_names)
 
 

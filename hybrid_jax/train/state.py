@@ -39,7 +39,7 @@ def state_shardings(
     shapes are equal (the moments of Adam, Lion, Muon); any other leaf (counters, the factored
     moments of Adafactor) is small and lies whole on every device.
     """
-    is_leaf = lambda node: isinstance(node, Placement)  # noqa: E731
+    is_leaf = lambda node: isinstance(node, Placement)
     shardings = jax.tree.map(lambda p: NamedSharding(mesh, p.spec), placements, is_leaf=is_leaf)
     by_path = {
         path: (shape.shape, sharding)

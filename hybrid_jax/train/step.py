@@ -18,7 +18,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.models.contract import StagedModel
 from hybrid_jax.pipeline.schedule import Schedule, forward_only, schedule
 from hybrid_jax.sharding.constrain import make_constrain
-from hybrid_jax.sharding.doctor import place_params
+from hybrid_jax.sharding.doctor import Finding, place_params
 from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules, resolve_rules
 from hybrid_jax.train.gradients import BATCH_SPEC, make_loss_and_gradients, make_program
 from hybrid_jax.train.layers import to_depth_order, to_stage_order
@@ -38,6 +38,7 @@ class TrainStep:
       rules: the resolved logical-axis rules.
       shapes: tree of `jax.ShapeDtypeStruct` of the parameters.
       placements: tree of `Placement` of the parameters.
+      warnings: what the doctor found wasteful about them.
       shardings: `TrainState` of `NamedSharding`.
     """
 
@@ -48,6 +49,7 @@ class TrainStep:
     rules: AxisRules
     shapes: PyTree
     placements: PyTree
+    warnings: tuple[Finding, ...]
     shardings: TrainState
     _init: Callable = field(repr=False)
     _step: Callable = field(repr=False)
@@ -151,7 +153,7 @@ def make_train_step(
     _check(model, strategy, mesh)
     rules = resolve_rules(strategy.rules)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    placements = place_params(shapes, model.axes(), rules, mesh, zero=strategy.zero)
+    placements, warnings = place_params(shapes, model.axes(), rules, mesh, zero=strategy.zero)
     shardings = state_shardings(tx, shapes, placements, mesh)
     sizes = (strategy.stage, strategy.microbatches, strategy.chunks)
     table = schedule(strategy.schedule, *sizes)
@@ -201,6 +203,7 @@ def make_train_step(
         rules=rules,
         shapes=shapes,
         placements=placements,
+        warnings=warnings,
         shardings=shardings,
         _init=jax.jit(init, out_shardings=shardings),
         _step=jax.jit(step, out_shardings=(shardings, whole), donate_argnums=0),

@@ -73,7 +73,7 @@ def _on_model_shards(
     A collective over a manual axis would make XLA gather its operand over the automatic `model`
     axis first, and then send every byte `model` times: so `model` is manual in here too.
     """
-    run = lambda tree: jax.tree.map(leaf_function, tree, placements)  # noqa: E731
+    run = lambda tree: jax.tree.map(leaf_function, tree, placements)
     if jax.sharding.get_abstract_mesh().shape["model"] == 1:
         return run(tree)
 

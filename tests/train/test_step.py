@@ -64,7 +64,7 @@ def one_device():
     for batch in batches():
         loss, grads = reference_loss_and_gradients(model(), params, batch)
         weight = batch["weights"].sum()
-        metrics.append({"loss": loss, "weight": weight, "grad_norm": optax.global_norm(grads)})
+        metrics.append({"loss": loss, "weight": weight, "grad_norm": optax.tree.norm(grads)})
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     return Update(*jax.device_get((initial, params, metrics)))

@@ -1,0 +1,136 @@
+"""The executor alone, on a toy model without any other axis: pipeline equals plain loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from hybrid_jax.pipeline.device import Inputs, Totals
+from hybrid_jax.pipeline.executor import execute
+from hybrid_jax.pipeline.program import StageProgram, make_chunk
+from hybrid_jax.pipeline.schedule import forward_only, schedule
+from hybrid_jax.train.layers import to_depth_order, to_stage_order
+
+VOCAB, LENGTH, WIDTH, LAYERS_PER_CHUNK, ROWS = 8, 4, 3, 2, 2
+
+
+def embed(outer, batch, key_data):
+    return outer["table"][batch["tokens"]]
+
+
+def block(kernel, x, batch, layer_id, key_data):
+    # Tells layers and examples apart, so that a wrong order or a wrong microbatch shows.
+    return x + jnp.tanh(x @ kernel + 0.1 * layer_id + batch["shift"][:, None, None])
+
+
+def head(outer, x, batch):
+    scores = jnp.einsum("btd,vd->btv", x, outer["table"])
+    losses = jax.nn.logsumexp(scores, -1) - jnp.take_along_axis(
+        scores, batch["tokens"][..., None], -1
+    ).squeeze(-1)
+    return jnp.sum(batch["weights"] * losses), jnp.sum(batch["weights"])
+
+
+def problem(num_layers, microbatches):
+    rng = np.random.default_rng(0)
+    outer = {"table": rng.normal(size=(VOCAB, WIDTH)).astype(np.float32)}
+    blocks = rng.normal(size=(num_layers, WIDTH, WIDTH)).astype(np.float32)
+    shape = (microbatches, ROWS, LENGTH)
+    batch = {
+        "tokens": rng.integers(0, VOCAB, shape, np.int32),
+        "weights": rng.uniform(0.5, 2.0, shape).astype(np.float32),
+        "shift": rng.normal(size=shape[:2]).astype(np.float32),
+    }
+    return outer, blocks, batch
+
+
+def plain(outer, blocks, batch):
+    """Loss, weight and gradients of all microbatches, one after the other through all layers."""
+
+    def loss(outer, blocks):
+        totals = []
+        for m in range(len(batch["tokens"])):
+            microbatch = {name: leaf[m] for name, leaf in batch.items()}
+            x = embed(outer, microbatch, None)
+            for layer, kernel in enumerate(blocks):
+                x = block(kernel, x, microbatch, layer, None)
+            totals.append(head(outer, x, microbatch))
+        losses, weights = zip(*totals, strict=True)
+        return sum(losses), sum(weights)
+
+    (loss_sum, weight), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(outer, blocks)
+    return Totals(loss_sum, weight, *grads)
+
+
+def pipelined(table, outer, blocks, batch, **options):
+    """The same through `execute`, with gradients put back into depth order."""
+    program = StageProgram(embed, make_chunk(block, "layer"), head, ("batch", "length"))
+    stages, chunks = table.stages, table.chunks
+
+    def body(outer, blocks, batch):
+        blocks = blocks.reshape(chunks, -1, WIDTH, WIDTH)
+        inputs = Inputs(outer, blocks, batch, jnp.zeros(2, jnp.uint32))
+        totals = execute(table, program, inputs, **options)
+        # One entry for each stage; what all stages have a share of is added up outside.
+        by_stage = jax.tree.map(lambda x: x[None], totals._replace(block_grads=()))
+        grads = jax.tree.map(lambda g: g.reshape(-1, WIDTH, WIDTH), totals.block_grads)
+        return by_stage, grads
+
+    whole, staged = PartitionSpec(), PartitionSpec("stage")
+    run = jax.shard_map(
+        body,
+        mesh=Mesh(np.array(jax.devices()[:stages]), ("stage",)),
+        in_specs=(whole, staged, whole),
+        out_specs=(staged, staged),
+        check_vma=False,
+    )
+    by_stage, grads = jax.jit(run)(outer, to_stage_order(jnp.array(blocks), stages, chunks), batch)
+    totals = jax.tree.map(lambda x: x.sum(0), jax.device_get(by_stage))
+    grads = jax.tree.map(lambda g: to_depth_order(np.array(g), stages, chunks), grads)
+    return totals._replace(block_grads=grads)
+
+
+# fmt: off
+TABLES = [
+    schedule("gpipe", 1, 3),
+    schedule("1f1b", 1, 3),                  # F and B share every tick: no ring
+    schedule("gpipe", 3, 4),
+    schedule("gpipe", 4, 1),
+    schedule("1f1b", 3, 4),
+    schedule("1f1b", 4, 2),                  # fewer microbatches than stages
+    schedule("interleaved", 2, 4, chunks=3),
+    schedule("interleaved", 3, 3, chunks=2),
+]
+# fmt: on
+
+
+def describe(table):
+    return f"{table.name}-{table.stages}x{table.microbatches}x{table.chunks}"
+
+
+@pytest.mark.parametrize("skip_bubbles", [True, False])
+@pytest.mark.parametrize("table", TABLES, ids=describe)
+def test_pipeline_equals_a_plain_loop(table, skip_bubbles):
+    num_layers = table.stages * table.chunks * LAYERS_PER_CHUNK
+    arguments = problem(num_layers, table.microbatches)
+    expected = jax.device_get(plain(*arguments))
+    found = pipelined(table, *arguments, skip_bubbles=skip_bubbles, bubble_value=np.nan)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
+    "table",
+    [forward_only(1, 2), forward_only(3, 4), forward_only(2, 4, chunks=2)],
+    ids=describe,
+)
+def test_forward_only_returns_the_loss_and_no_gradients(table):
+    num_layers = table.stages * table.chunks * LAYERS_PER_CHUNK
+    arguments = problem(num_layers, table.microbatches)
+    expected = plain(*arguments)
+    found = pipelined(table, *arguments, skip_bubbles=False, bubble_value=np.nan)
+    np.testing.assert_allclose(found.loss_sum, expected.loss_sum, rtol=1e-5)
+    np.testing.assert_allclose(found.weight_sum, expected.weight_sum, rtol=1e-6)
+    assert (found.outer_grads, found.block_grads) == ((), ())
