@@ -20,7 +20,9 @@ from hybrid_jax.metrics.files import JsonlWriter, TensorBoardWriter
 from hybrid_jax.metrics.log import Log, Writer
 from hybrid_jax.models.decoder import Decoder
 from hybrid_jax.runtime.cpu import force_cpu_devices
+from hybrid_jax.sharding.doctor import Finding, examine
 from hybrid_jax.sharding.mesh import make_mesh
+from hybrid_jax.sharding.rules import resolve_rules
 from hybrid_jax.train.optimizer import make_learning_rate, make_optimizer
 from hybrid_jax.train.step import TrainStep, make_train_step
 
@@ -72,8 +74,7 @@ def build(config: RunConfig) -> Run:
 
 def build_train_step(config: RunConfig) -> TrainStep:
     """Returns the train step alone, without data; starts virtual CPU devices where asked to."""
-    if config.cpu_devices is not None:
-        force_cpu_devices(config.cpu_devices)
+    _start_devices(config)
     model = Decoder(config.model)
     return make_train_step(
         model,
@@ -83,6 +84,20 @@ def build_train_step(config: RunConfig) -> TrainStep:
         clip_norm=config.optimizer.clip_norm,
         seed=config.train.seed,
     )
+
+
+def examine_layout(config: RunConfig) -> tuple[Finding, ...]:
+    """Returns all that the sharding doctor finds; `build_train_step` raises its first error."""
+    _start_devices(config)
+    model, strategy = Decoder(config.model), config.strategy
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rules, mesh = resolve_rules(strategy.rules), make_mesh(strategy)
+    return examine(shapes, model.axes(), rules, mesh, zero=strategy.zero)[1]
+
+
+def _start_devices(config: RunConfig) -> None:
+    if config.cpu_devices is not None:
+        force_cpu_devices(config.cpu_devices)
 
 
 def build_log(run: Run, writers: Sequence[Writer] = ()) -> Log:

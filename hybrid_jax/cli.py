@@ -48,9 +48,11 @@ def train(config: RunConfig) -> None:
 
 def inspect(config: RunConfig) -> None:
     """Print what the train step of a config costs: parameters, memory, communication."""
-    from hybrid_jax.build import build_train_step
+    from hybrid_jax.build import build_train_step, examine_layout
     from hybrid_jax.inspect.report import inspect as make_report
 
+    for finding in examine_layout(config):
+        print(f"{finding.kind}: {finding.message}")
     print(make_report(build_train_step(config), (config.data.global_batch, config.data.seq_len)))
 
 

@@ -76,6 +76,15 @@ def test_inspect_prints_the_parameter_table(config, capsys):
     output = capsys.readouterr().out
     assert "blocks/" in output
     assert "stage" in output
+    assert "error" not in output
+
+
+def test_inspect_lists_every_parameter_that_does_not_fit(config, capsys):
+    assert main(["inspect", str(config), "model.mlp_dim=33"]) == 2
+    captured = capsys.readouterr()
+    listed = [line for line in captured.out.splitlines() if line.startswith("error: blocks/mlp/")]
+    assert len(listed) == 3
+    assert captured.err.count("\n") == 1
 
 
 def test_bench_prints_a_table_and_writes_json(config, capsys):

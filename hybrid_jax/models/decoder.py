@@ -258,7 +258,7 @@ class Decoder:
         return self._head.apply(outer["head"], x, outer["embed"]["tokens"], constrain)
 
     def _dropout(self, key: jax.Array | None, batch: Batch) -> Dropout:
-        return make_dropout(self.config.dropout, key, batch.get("example"))
+        return make_dropout(self.config.dropout, key, batch)
 
 
 def _positions(batch: Batch) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybrid_jax.config.model import DecoderConfig
-from hybrid_jax.models.contract import Axes
+from hybrid_jax.models.contract import Axes, Batch
 
 INIT_STD = 0.02  # Radford et al. 2019
 
@@ -152,14 +152,14 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 Dropout = Callable[[jax.Array], jax.Array]
 
 
-def make_dropout(rate: float, key: jax.Array | None, examples: jax.Array) -> Dropout:
+def make_dropout(rate: float, key: jax.Array | None, batch: Batch) -> Dropout:
     """Returns x [B, T, D] -> x with entries zeroed at `rate`, the others scaled by 1 / (1 - rate).
 
     The mask of an example depends on (key, its global index) only, not on how the batch is cut.
 
     Args:
       key: None for none (evaluation).
-      examples: global example indices [B].
+      batch: its `example` holds the global index of every example, [B].
     """
     if key is None or rate == 0:
         return lambda x: x
@@ -168,7 +168,7 @@ def make_dropout(rate: float, key: jax.Array | None, examples: jax.Array) -> Dro
         return jax.random.bernoulli(jax.random.fold_in(key, example), 1 - rate, shape)
 
     def dropout(x: jax.Array) -> jax.Array:
-        mask = jax.vmap(lambda example: keep(example, x.shape[1:]))(examples)
+        mask = jax.vmap(lambda example: keep(example, x.shape[1:]))(batch["example"])
         return jnp.where(mask, x / (1 - rate), jnp.zeros_like(x))
 
     return dropout

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 PyTree = Any
 
@@ -64,7 +65,7 @@ def plan_residuals(forward: Callable, known: PyTree, x: jax.Array) -> ResidualPl
         y, vjp = forward(known, x)
         inputs = {id(leaf): index for index, leaf in enumerate(jax.tree.leaves(known))}
         sources[:] = [
-            inputs.get(id(leaf)) if isinstance(leaf, jax.core.Tracer) else Constant(leaf)
+            inputs.get(id(leaf)) if isinstance(leaf, Tracer) else Constant(leaf)
             for leaf in jax.tree.leaves(vjp)
         ]
         return y, vjp

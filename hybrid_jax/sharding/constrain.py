@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.sharding.rules import Axes, AxisRules
+from hybrid_jax.sharding.rules import Axes, AxisRules, as_entry
 
 Constrain = Callable[[jax.Array, Axes], jax.Array]
 
@@ -76,6 +76,5 @@ def check_divisible(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh, *, 
 def _keep(spec: PartitionSpec, wanted: Callable[[str], bool]) -> PartitionSpec:
     entries = []
     for entry in spec:
-        axes = tuple(axis for axis in entry_axes(entry) if wanted(axis))
-        entries.append(axes[0] if len(axes) == 1 else axes or None)
+        entries.append(as_entry(tuple(axis for axis in entry_axes(entry) if wanted(axis))))
     return PartitionSpec(*entries)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.sharding.constrain import check_divisible, entry_axes
-from hybrid_jax.sharding.rules import Axes, AxisRules
+from hybrid_jax.sharding.rules import Axes, AxisRules, as_entry
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,13 @@ def place_param(
     if zero == 0:
         return Placement(spec)
     on_stage = any("stage" in entry_axes(entry) for entry in spec)
-    everything = ("data",) if on_stage else ("stage", "data")
-    everything = tuple(axis for axis in everything if mesh.shape[axis] > 1)
-    data_only = tuple(axis for axis in everything if axis == "data")
-    for zero_axes in (everything, data_only):
+    candidates = ("data",) if on_stage else ("stage", "data")
+    everything = tuple(axis for axis in candidates if mesh.shape[axis] > 1)
+    for zero_axes in (everything, tuple(axis for axis in everything if axis == "data")):
         zero_dim = _zero_dim(shape, spec, names, zero_axes, mesh)
         if zero_axes and zero_dim is not None:
             entries = list(spec)
-            entries[zero_dim] = zero_axes if len(zero_axes) > 1 else zero_axes[0]
+            entries[zero_dim] = as_entry(zero_axes)
             return Placement(PartitionSpec(*entries), zero_dim, zero_axes)
     return Placement(spec)
 

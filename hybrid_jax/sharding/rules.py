@@ -108,7 +108,7 @@ class AxisRules:
         for name in axes:
             mesh_axes = () if name is None else self._pick(name, used, axes, path)
             used.update(mesh_axes)
-            entries.append(_as_entry(mesh_axes))
+            entries.append(as_entry(mesh_axes))
         return PartitionSpec(*entries)
 
     def _pick(self, name: str, used: set[str], axes: Axes, path: str) -> tuple[str, ...]:
@@ -166,7 +166,8 @@ def _as_tuple(mesh_axes: str | Iterable[str] | None) -> tuple[str, ...]:
     return (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes)
 
 
-def _as_entry(mesh_axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
+def as_entry(mesh_axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """Mesh axes as one entry of a `PartitionSpec`."""
     if not mesh_axes:
         return None
     return mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes

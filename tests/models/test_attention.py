@@ -33,8 +33,8 @@ def by_jax(q, k, v, segment_ids, causal):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_value_and_gradients_match_jax(kv_heads, segment_ids, causal):
     *qkv, dout = heads(kv_heads)
-    ours = lambda *qkv: dot_product_attention(*qkv, segment_ids=segment_ids, causal=causal)  # noqa: E731
-    theirs = lambda *qkv: by_jax(*qkv, segment_ids, causal)  # noqa: E731
+    ours = lambda *qkv: dot_product_attention(*qkv, segment_ids=segment_ids, causal=causal)
+    theirs = lambda *qkv: by_jax(*qkv, segment_ids, causal)
     (out, vjp), (expected, expected_vjp) = jax.vjp(ours, *qkv), jax.vjp(theirs, *qkv)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
     for grad, expected_grad in zip(vjp(dout), expected_vjp(dout), strict=True):
@@ -75,7 +75,7 @@ def test_the_tpu_kernel_computes_the_same(packed, axes):
         if axes == ("model",):
             return kernels.splash(q, k, v, segment_ids, True, True)
         mesh = jax.make_mesh((2, 2), axes, axis_types=(AxisType.Auto,) * 2)
-        local = lambda q, k, v, ids: kernels.splash(q, k, v, ids, True, True)  # noqa: E731
+        local = lambda q, k, v, ids: kernels.splash(q, k, v, ids, True, True)
         return jax.shard_map(
             local,
             mesh=mesh,
@@ -85,7 +85,7 @@ def test_the_tpu_kernel_computes_the_same(packed, axes):
             check_vma=False,
         )(q, k, v, segment_ids)
 
-    xla = lambda q, k, v: dot_product_attention(q, k, v, segment_ids=segment_ids)  # noqa: E731
+    xla = lambda q, k, v: dot_product_attention(q, k, v, segment_ids=segment_ids)
     value, grads = jax.jit(jax.value_and_grad(partial(loss, splash), argnums=(0, 1, 2)))(*qkv)
     expected, expected_grads = jax.value_and_grad(partial(loss, xla), argnums=(0, 1, 2))(*qkv)
     np.testing.assert_allclose(value, expected, rtol=1e-4)

@@ -132,7 +132,7 @@ def test_a_classifier_learns(library):
 
     @jax.jit
     def step(params, opt_state, key):
-        loss = lambda params: model.loss(params, batch, key=key)[0]  # noqa: E731
+        loss = lambda params: model.loss(params, batch, key=key)[0]
         updates, opt_state = tx.update(jax.grad(loss)(params), opt_state)
         return optax.apply_updates(params, updates), opt_state
 
@@ -181,7 +181,7 @@ def test_mistakes_are_told_with_their_remedy(library):
     with pytest.raises(UserError, match=r"'imag' is not in the batch.*Did you mean 'image'"):
         from_flax(module, cross_entropy, images(), inputs=["imag"])
     with pytest.raises(UserError, match=r"shape \(\) for a batch of 6 examples"):
-        mean = lambda logits, batch: cross_entropy(logits, batch).mean()  # noqa: E731
+        mean = lambda logits, batch: cross_entropy(logits, batch).mean()
         from_flax(module, mean, images(), inputs=["image"])
     with pytest.raises(UserError, match="already built"):
         from_flax(nnx.Linear(784, 10, rngs=nnx.Rngs(0)), cross_entropy, images(), inputs=["image"])

@@ -11,7 +11,7 @@ from hybrid_jax.pipeline import ring
 from hybrid_jax.pipeline.program import make_chunk
 
 BATCH, LENGTH, WIDTH, MLP, LAYERS = 3, 8, 16, 32, 4
-TABLE = np.linspace(0.0, 1.0, WIDTH, dtype=np.float32)
+TABLE = np.linspace(0.0, 1.0, WIDTH, dtype=np.float32)[None]
 
 
 def forward(known, x):
@@ -53,7 +53,7 @@ def test_a_vjp_put_together_again_is_the_same(known, x):
 def test_known_inputs_and_constants_are_not_stored(known, x):
     plan = ring.plan_residuals(forward, known, x)
     stored = [leaf.shape for leaf in plan.stored]
-    assert (WIDTH, WIDTH) not in stored and (WIDTH,) not in stored
+    assert (WIDTH, WIDTH) not in stored and TABLE.shape not in stored
     assert stored.count((BATCH, WIDTH)) >= 1  # x, or what the sine needs
 
 
@@ -91,7 +91,7 @@ def stored_shapes():
         plan = ring.plan_residuals(forward, (params, batch, ids, key_data), x)
         return [leaf.shape for leaf in plan.stored]
 
-    return {remat: shapes(remat) for remat in ("none", "dots", "layer", "stage")}
+    return {remat: shapes(remat) for remat in ("none", "layer", "stage")}
 
 
 def test_remat_stage_stores_the_input_of_the_chunk(stored_shapes):
@@ -102,19 +102,10 @@ def test_remat_layer_stores_the_input_of_each_layer(stored_shapes):
     assert stored_shapes["layer"] == [(LAYERS, BATCH, LENGTH, WIDTH)]
 
 
-def test_remat_dots_stores_results_of_matmuls_but_no_attention_scores(stored_shapes):
-    shapes = stored_shapes["dots"]
-    assert (LAYERS, BATCH, LENGTH, MLP) in shapes  # of the up projection
-    assert not [shape for shape in shapes if shape.count(LENGTH) > 1]
-
-
 def test_less_remat_stores_more(stored_shapes):
-    sizes = [
-        sum(int(np.prod(shape)) for shape in stored_shapes[remat])
-        for remat in ("none", "dots", "layer", "stage")
-    ]
-    assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) == 4
+    layer, none = stored_shapes["layer"], stored_shapes["none"]
+    assert (LAYERS, BATCH, LENGTH, MLP) in none
+    assert sum(map(np.prod, none)) > 4 * sum(map(np.prod, layer))
 
 
 def test_slots_hold_what_was_written_last():

@@ -1,0 +1,50 @@
+"""Many steps of the layout with the most collectives in flight: none may hang."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybrid_jax.runtime.cpu import cpu_environment
+
+NUM_STEPS = 500
+
+PROGRAM = f"""
+import jax, numpy as np, optax
+import hybrid_jax as hj
+
+strategy = hj.Strategy(stage=2, data=2, model=2, microbatches=4, schedule="interleaved", chunks=2)
+config = hj.models.preset(
+    "nano", vocab_size=64, num_layers=4, embed_dim=16, num_heads=4, mlp_dim=32, max_length=8
+)
+train = hj.make_train_step(
+    hj.models.Decoder(config), optax.adamw(1e-2), strategy, hj.make_mesh(strategy)
+)
+state = train.init(jax.random.key(0))
+tokens = np.random.default_rng(0).integers(0, 64, (8, 8))
+batch = {{"tokens": tokens, "targets": (tokens + 1) % 64}}
+for step in range({NUM_STEPS}):
+    state, metrics = train.step(state, batch)
+    if step % 100 == 0:  # else the host runs ahead, as in training
+        print("step", step, float(metrics["loss"]), flush=True)
+print("finished", int(state.step), float(metrics["loss"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_interleaved_cube_does_not_hang():
+    environment = {"PATH": "", **cpu_environment(8, {})}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    word, steps, loss = done.stdout.splitlines()[-1].split()
+    assert (word, int(steps)) == ("finished", NUM_STEPS)
+    assert float(loss) < 1.0  # the target is the next token of the alphabet
