@@ -51,8 +51,10 @@ def inspect(config: RunConfig) -> None:
     from hybrid_jax.build import build_train_step, examine_layout
     from hybrid_jax.inspect.report import inspect as make_report
 
+    # All errors of the layout; building the step raises the first. The report has the warnings.
     for finding in examine_layout(config):
-        print(f"{finding.kind}: {finding.message}")
+        if finding.kind == "error":
+            print(f"error: {finding.message}")
     print(make_report(build_train_step(config), (config.data.global_batch, config.data.seq_len)))
 
 

@@ -41,8 +41,8 @@ def make_constrain(rules: AxisRules, mesh: Mesh) -> Constrain:
 def manual_part(spec: PartitionSpec) -> PartitionSpec:
     """The entries of `spec` on manual axes, as `shard_map` wants them.
 
-    >>> manual_part(PartitionSpec(("stage", "model"), "data", "model"))
-    PartitionSpec('stage', 'data', None)
+    >>> tuple(manual_part(PartitionSpec(("stage", "model"), "data", "model")))
+    ('stage', 'data', None)
     """
     return _keep(spec, lambda axis: axis in MANUAL_AXES)
 

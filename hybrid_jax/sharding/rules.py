@@ -68,8 +68,8 @@ class AxisRules:
     """An ordered table of (logical axis, mesh axes) rules; the first that matches wins.
 
     >>> rules = AxisRules.of((("batch", "data"), ("mlp", "model"), ("embed", None)))
-    >>> rules.to_spec(("batch", None, "mlp"))
-    PartitionSpec('data', None, 'model')
+    >>> tuple(rules.to_spec(("batch", None, "mlp")))
+    ('data', None, 'model')
     """
 
     table: tuple[Rule, ...]

@@ -8,7 +8,6 @@ import jax
 import optax
 
 from hybrid_jax.config.optimizer import OptimizerConfig
-from hybrid_jax.errors import UserError, nearest
 
 PyTree = Any
 
@@ -26,9 +25,6 @@ def make_optimizer(
     Args:
       total_steps: length of the run, for schedules that end with it.
       axes: the parameters' logical names, `model.axes()`.
-
-    Raises:
-      UserError: unknown optimizer.
     """
     rate = make_learning_rate(config, total_steps)
     decay, mask = config.weight_decay, decay_mask
@@ -52,11 +48,6 @@ def make_optimizer(
             consistent_rms=0.2,  # updates of AdamW's size, so that one learning rate fits both
         ),
     }
-    if config.name not in makers:
-        raise UserError(
-            f"optimizer.name={config.name!r}: must be one of {', '.join(makers)}."
-            f"{nearest(config.name, makers)}"
-        )
     return makers[config.name]()
 
 
@@ -79,11 +70,6 @@ def make_learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Sched
             (decay, optax.linear_schedule(peak, end, decay)),
         ],
     }
-    if config.schedule not in phases:
-        raise UserError(
-            f"optimizer.schedule={config.schedule!r}: must be one of {', '.join(phases)}."
-            f"{nearest(config.schedule, phases)}"
-        )
     lengths, schedules = zip(
         (warmup, optax.linear_schedule(0.0, peak, max(warmup, 1))),
         *phases[config.schedule](),
