@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test, strict promotion rules and a persistent compilation cache."""
+"""Eight virtual CPU devices for every test, strict promotion and a compilation cache."""
 
 from pathlib import Path
 

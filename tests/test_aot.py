@@ -12,6 +12,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1000),
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
         reason="libtpu is absent: pip install 'hybrid-jax[aot]'",
@@ -33,9 +34,8 @@ import optax
 from jax.experimental import topologies
 import hybrid_jax as hj
 
-microbatches, schedule, chunks = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-strategy = hj.Strategy(stage=4, data=4, model=4, microbatches=microbatches, schedule=schedule,
-                       chunks=chunks)
+microbatches = int(sys.argv[1])
+strategy = hj.Strategy(stage=4, data=4, model=4, microbatches=microbatches)
 devices = topologies.get_topology_desc(topology_name="v5p:4x4x4", platform="tpu").devices
 model = hj.models.Decoder(hj.models.preset("llama2-7b"))
 train = hj.make_train_step(model, optax.adamw(3e-4), strategy, hj.make_mesh(strategy, devices))
@@ -51,23 +51,22 @@ print(json.dumps({
 """
 
 
-def compile_step(microbatches: int, schedule: str, chunks: int) -> dict[str, float]:
+def compile_step(microbatches: int) -> dict[str, float]:
     """What the compiler says of one llama2-7b step, microbatches of 1 x 4096 tokens a device."""
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(microbatches), schedule, str(chunks)],
+        [sys.executable, "-c", PROGRAM, str(microbatches)],
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=900,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-2000:]
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(("schedule", "chunks"), [("1f1b", 1), ("interleaved", 2)])
-def test_llama2_7b_compiles_for_64_v5p_chips(schedule, chunks):
-    report = compile_step(8, schedule, chunks)
+def test_llama2_7b_compiles_for_64_v5p_chips():
+    report = compile_step(8)
     print(report)
     assert report["peak_gib"] < 95  # HBM of a v5p chip
     assert report["gathers_in_loop"] == 0

@@ -1,5 +1,6 @@
 """Many steps of the layout with the most collectives in flight: none may hang."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,11 +35,11 @@ print("finished", int(state.step), float(metrics["loss"]))
 
 @pytest.mark.slow
 def test_the_interleaved_cube_does_not_hang():
-    environment = {"PATH": "", **cpu_environment(8, {})}
+    environment = dict(os.environ)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=Path(__file__).parents[1],
-        env=environment,
+        env={**environment, **cpu_environment(8, environment)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -49,7 +49,9 @@ def test_every_error_is_found_and_the_first_is_raised():
         ("error", "embed"),
     ]
     mesh = make_mesh(Strategy(stage=2, data=2, model=2))
-    with pytest.raises(UserError, match=r"^blocks/down: dim 1 .* is 33.*Also wrong: blocks/up, embed") as error:
+    with pytest.raises(
+        UserError, match=r"^blocks/down: dim 1 .* is 33.*Also wrong: blocks/up, embed"
+    ) as error:
         place_params(sizes, AXES, resolve_rules(None), mesh, zero=1)
     assert "\n" not in str(error.value)
 
