@@ -184,7 +184,6 @@ class BlockWithRowNumbers(Decoder):
     ("wrong", "strategy"),
     [
         (HeadWithoutWeights, Strategy(stage=2, skip_bubbles=True)),
-        (HeadWithoutWeights, Strategy(data=2)),
         (BlockWithRowNumbers, Strategy(microbatches=2)),
         (BlockWithRowNumbers, Strategy(data=2)),
     ],

@@ -57,20 +57,21 @@ print(os.environ["NPROC"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_large_thread_pool_although_jax_is_imported():
+@pytest.mark.parametrize(("devices", "large"), [(8, True), (1, False)])
+def test_large_thread_pool_for_devices_that_wait_although_jax_is_imported(devices, large):
     result = run(
-        """
+        f"""
 import jax
 from hybrid_jax.runtime.cpu import force_cpu_devices
 from pathlib import Path
-force_cpu_devices(1)
+force_cpu_devices({devices})
 matrix = jax.numpy.ones((300, 300))
 jax.block_until_ready(matrix @ matrix)
 print(len(list(Path("/proc/self/task").iterdir())))
 """
     )
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) > 64
+    assert (int(result.stdout) > 64) == (large or (os.cpu_count() or 1) > 16)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,6 @@ def one_device():
 def test_three_updates(strategy, one_device):
     train = train_on(strategy, model(), adamw(), clip_norm=CLIP_NORM)
     state = train.init(jax.random.key(0))
-    # The same bits on every layout; the unsplit program may round the last one differently.
     initial = jax.device_get(train.canonical_params(state))
     assert_trees_close(initial, one_device.initial, rtol=1e-6, atol=1e-9)
     for batch, expected in zip(batches(), one_device.metrics, strict=True):
@@ -138,14 +137,16 @@ def test_zero_leaves_no_large_array_whole(zero):
             assert math.prod(sharding.shard_shape(leaf.shape)) == leaf.size // 8, leaf.shape
 
 
-def test_initial_values_are_the_same_bits_on_every_layout():
+def test_initial_values_are_the_same_on_every_layout():
     def initial(strategy):
         train = train_on(strategy, decoder("gpt2"), optax.sgd(1.0))
         return jax.device_get(train.canonical_params(train.init(jax.random.key(7))))
 
     expected = initial(Strategy())
     for strategy in (*LAYOUTS[2:], Strategy(replica=2, model=4, rules="megatron+fsdp")):
-        jax.tree.map(np.testing.assert_array_equal, initial(strategy), expected)
+        # The random bits are the same; XLA may round the last bit of a value made from them
+        # another way where a shard has another shape.
+        jax.tree.map(np.testing.assert_array_max_ulp, initial(strategy), expected)
 
 
 @pytest.mark.parametrize(
