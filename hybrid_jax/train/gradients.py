@@ -16,8 +16,8 @@ from hybrid_jax.pipeline.device import Inputs
 from hybrid_jax.pipeline.executor import execute
 from hybrid_jax.pipeline.program import StageProgram, make_chunk
 from hybrid_jax.pipeline.schedule import Schedule
-from hybrid_jax.sharding.constrain import MANUAL_AXES, Constrain, manual_part
-from hybrid_jax.sharding.rules import BATCH_AXES
+from hybrid_jax.sharding.constrain import MANUAL_AXES, Constrain, make_constrain, manual_part
+from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules
 from hybrid_jax.train import zero
 
 PyTree = Any
@@ -58,12 +58,14 @@ def make_program(
 
 
 def make_loss_and_gradients(
-    program: StageProgram,
+    model: StagedModel,
     schedule: Schedule,
     strategy: Strategy,
+    rules: AxisRules,
     placements: PyTree,
     mesh: Mesh,
     *,
+    dropout: bool = True,
     bubble_value: float = 0.0,
 ) -> Callable:
     """Returns `f(params, batch, key_data) -> (grads, metrics)`, one `shard_map`.
@@ -81,6 +83,8 @@ def make_loss_and_gradients(
         skip_bubbles = mesh.devices.flat[0].platform == "cpu"
     trains = schedule.name != "forward_only"
     outer_placements, block_placements = split_params(placements)
+    constrain = make_constrain(rules, mesh)
+    program = make_program(model, strategy, block_placements, constrain, dropout=dropout)
 
     def body(params, batch, key_data):
         outer, blocks = split_params(_compute_copy(params, strategy, placements))

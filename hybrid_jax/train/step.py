@@ -17,10 +17,9 @@ from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.models.contract import StagedModel
 from hybrid_jax.pipeline.schedule import Schedule, forward_only, schedule
-from hybrid_jax.sharding.constrain import make_constrain
 from hybrid_jax.sharding.doctor import Finding, place_params
 from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules, resolve_rules
-from hybrid_jax.train.gradients import BATCH_SPEC, make_loss_and_gradients, make_program
+from hybrid_jax.train.gradients import BATCH_SPEC, make_loss_and_gradients
 from hybrid_jax.train.layers import to_depth_order, to_stage_order
 from hybrid_jax.train.state import TrainState, state_shardings
 
@@ -158,15 +157,12 @@ def make_train_step(
     sizes = (strategy.stage, strategy.microbatches, strategy.chunks)
     table = schedule(strategy.schedule, *sizes)
 
-    def loss_and_gradients(table: Schedule, *, dropout: bool) -> Callable:
-        constrain = make_constrain(rules, mesh)
-        program = make_program(model, strategy, placements["blocks"], constrain, dropout=dropout)
-        return make_loss_and_gradients(
-            program, table, strategy, placements, mesh, bubble_value=bubble_value
-        )
+    layout = (strategy, rules, placements, mesh)
+    train = make_loss_and_gradients(model, table, *layout, bubble_value=bubble_value)
+    evaluate = make_loss_and_gradients(model, forward_only(*sizes), *layout, dropout=False)
 
-    train = loss_and_gradients(table, dropout=True)
-    evaluate = loss_and_gradients(forward_only(*sizes), dropout=False)
+    def step_key(step):
+        return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), step))
 
     def reorder(params, order):
         return {**params, "blocks": order(params["blocks"], strategy.stage, strategy.chunks)}
@@ -179,14 +175,10 @@ def make_train_step(
     def step(state, batch):
         grads, metrics = train(state.params, batch, step_key(state.step))
         if clip_norm is not None:
-            scale = jnp.minimum(1.0, clip_norm / jnp.maximum(metrics["grad_norm"], 1e-12))
-            grads = jax.tree.map(lambda grad: grad * scale, grads)
+            grads = _clip(grads, metrics["grad_norm"], clip_norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
-
-    def step_key(step):
-        return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), step))
 
     def gradients(params, batch):
         params = reorder(params, to_stage_order)
@@ -215,6 +207,12 @@ def make_train_step(
             lambda params: reorder(params, to_depth_order), out_shardings=shardings.params
         ),
     )
+
+
+def _clip(grads: PyTree, norm: jax.Array, clip_norm: float) -> PyTree:
+    """Scales gradients of global norm `norm` down to `clip_norm`, if they are larger."""
+    scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda grad: grad * scale, grads)
 
 
 def token_batch(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
