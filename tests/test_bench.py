@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from tiny import decoder, plain_batch, ragged_batch
 
 from hybrid_jax.bench import baseline
 from hybrid_jax.bench.baseline import make_plain_step
@@ -20,7 +21,6 @@ from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.train.step import make_train_step
-from tests.tiny import decoder, plain_batch, ragged_batch
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import optax
+from tiny import decoder, ragged_batch
 
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.evaluate import evaluate
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.train.step import make_train_step
-from tests.tiny import decoder, ragged_batch
 
 
 def test_batches_count_by_their_weight():
