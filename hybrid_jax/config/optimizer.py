@@ -33,7 +33,8 @@ class OptimizerConfig:
       schedule: after the warm-up: "constant"; "cosine" or "linear" down to the end; or "wsd"
         (warm-up, stable, decay): constant, then linear over the last `decay_fraction`.
       warmup_steps: updates of linear rise from 0.
-      end_fraction: learning rate of the last update, as a fraction of the peak.
+      end_fraction: learning rate that the schedule falls to after the last update, as a fraction of
+        the peak.
       decay_fraction: share of all updates in which "wsd" decays.
       b1: decay of the first moment, per update.
       b2: decay of the second moment, per update (for "lion": of its momentum).

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.models.contract import Axes, Batch
@@ -22,7 +23,8 @@ def matmul(x: jax.Array, kernel: jax.Array, out_dtype: Any = None) -> jax.Array:
     Args:
       out_dtype: of the result, if not that of x.
     """
-    return _matmul(x, kernel, out_dtype)
+    # Named, so that a checkpoint policy that keeps matmuls finds the one in the custom vjp.
+    return checkpoint_name(_matmul(x, kernel, out_dtype), "matmul")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -47,8 +47,7 @@ def make_chunk(
     # Inside a scan XLA cannot merge the recomputation with the original, so the barriers that
     # `prevent_cse` inserts would only cost time.
     if remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        block = jax.checkpoint(block, policy=policy, prevent_cse=False)
+        block = jax.checkpoint(block, policy=_save_matmuls(), prevent_cse=False)
     elif remat == "layer":
         block = jax.checkpoint(block, prevent_cse=False)
 
@@ -62,3 +61,11 @@ def make_chunk(
         return lax.scan(layer, x, (params, layer_ids))[0]
 
     return jax.checkpoint(chunk) if remat == "stage" else chunk
+
+
+def _save_matmuls() -> Callable:
+    """Keeps matmul outputs; a model names those "matmul" that a custom vjp hides from policies."""
+    policies = jax.checkpoint_policies
+    return policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("matmul")
+    )

@@ -89,7 +89,7 @@ def stored_shapes():
         plan = ring.plan_residuals(forward, (params, batch, ids, key_data), x)
         return [leaf.shape for leaf in plan.stored]
 
-    return {remat: shapes(remat) for remat in ("none", "layer", "stage")}
+    return {remat: shapes(remat) for remat in ("none", "dots", "layer", "stage")}
 
 
 def test_remat_stage_stores_the_input_of_the_chunk(stored_shapes):
@@ -98,6 +98,11 @@ def test_remat_stage_stores_the_input_of_the_chunk(stored_shapes):
 
 def test_remat_layer_stores_the_input_of_each_layer(stored_shapes):
     assert stored_shapes["layer"] == [(LAYERS, BATCH, LENGTH, WIDTH)]
+
+
+def test_remat_dots_stores_matmul_results(stored_shapes):
+    assert (LAYERS, BATCH, LENGTH, MLP) in stored_shapes["dots"]
+    assert len(stored_shapes["layer"]) < len(stored_shapes["dots"]) < len(stored_shapes["none"])
 
 
 def test_less_remat_stores_more(stored_shapes):

@@ -114,3 +114,9 @@ def test_path_name():
     tree = {"blocks": {"attention": {"q": 1}}}
     [(path, _)] = jax.tree_util.tree_leaves_with_path(tree)
     assert path_name(path) == "blocks/attention/q"
+
+
+def test_data_cannot_share_a_dim_with_model():
+    rules = [("mlp", ("data", "model"))]
+    with pytest.raises(UserError, match=r"^here: .*'mlp' on \('data', 'model'\)"):
+        place((4, 16, 32), KERNEL, rules=rules)

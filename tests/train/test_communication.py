@@ -39,6 +39,6 @@ def test_zero_3_gathers_in_the_loop_and_keeps_model_shards_apart():
 
 def test_one_permute_each_way_in_a_tick():
     ledger, _ = step_ledger(microbatches=4)
-    # 1F1B, 2 stages, 4 microbatches: a tick of F, 4 of F and B, and a last one whose B sends nothing
-    # that anyone needs.
+    # 1F1B, 2 stages, 4 microbatches: a tick of F, 4 of F and B, and a last one of B, whose result
+    # nobody needs.
     assert ledger.count("collective-permute", axis="stage") == 1 + 2 * 4
