@@ -89,8 +89,8 @@ def _check_parameter_axes(spec: PartitionSpec, names: Axes, zero: int, path: str
     for name, entry in zip(names, spec, strict=True):
         if "data" in entry_axes(entry) and len(entry_axes(entry)) > 1:
             raise UserError(
-                f"{path}: a rule puts {name!r} on {entry_axes(entry)}, but a dim that 'data' splits "
-                "can be split by no other axis: give 'data' a dim of its own, or leave it to zero."
+                f"{path}: a rule puts {name!r} on {entry_axes(entry)}, but a dim that 'data' "
+                "splits can be split by no other axis: give 'data' a dim of its own."
             )
         for axis in entry_axes(entry):
             if axis == "data" and zero == 0:
