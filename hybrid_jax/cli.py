@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hybrid_jax.config.load import load_config
 from hybrid_jax.config.run import RunConfig
-from hybrid_jax.errors import UserError, nearest
+from hybrid_jax.errors import RunError, UserError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,9 +82,9 @@ COMMANDS: dict[str, Callable[..., None]] = {"train": train, "inspect": inspect, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C.
+    """Runs one command and returns its exit status: 0, 2 for a user's mistake, 1 for a run that broke.
 
-    A user's mistake is told in one line on stderr, without a traceback.
+    Both are told in one line on stderr, without a traceback; Ctrl-C gives 130.
     """
     try:
         options = vars(_parse(sys.argv[1:] if arguments is None else arguments))
@@ -93,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

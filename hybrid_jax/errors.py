@@ -1,4 +1,4 @@
-"""The one error a user sees for a mistake of theirs: one line with value, constraint and remedy."""
+"""The errors a user sees, each one line: a mistake of theirs, or a run that cannot go on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ class UserError(ValueError):
     """A user's mistake, told in one line: the value, the constraint it broke, the remedy.
 
     The command line prints it without a traceback and exits with status 2.
+    """
+
+
+class RunError(RuntimeError):
+    """What ended a run through no mistake of the user, told in one line, with what is left.
+
+    The command line prints it without a traceback and exits with status 1.
     """
 
 
