@@ -84,7 +84,7 @@ class TokenWriter:
         for i in range(0, len(starts), BLOCK_TOKENS):
             self._starts.write((starts[i : i + BLOCK_TOKENS] + self.num_tokens).tobytes())
         for i in range(0, len(tokens), BLOCK_TOKENS):
-            block = np.ascontiguousarray(tokens[i : i + BLOCK_TOKENS], self._dtype)
+            block = np.ascontiguousarray(tokens[i : i + BLOCK_TOKENS], self._dtype).data
             self._tokens.write(block)
             self._hash.update(block)
         self.num_tokens += len(tokens)
