@@ -16,7 +16,7 @@ from hybrid_jax.errors import UserError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-FILE_NAME = "tokenizer.json"
+FILE_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
 END_OF_TEXT = "<|endoftext|>"
 # Names that others give to the end-of-text token, where no tokenizer_config.json says it.
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
@@ -37,6 +37,7 @@ class TrainedTokenizer:
       name: the path.
       vocab_size: one more than the largest token.
       eos: the end-of-text token.
+      files: all that decide the tokens, to be copied or compared.
 
     Raises:
       UserError: a damaged file, or one without an end-of-text token.
@@ -60,6 +61,7 @@ class TrainedTokenizer:
         vocabulary = inner.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=0) + 1
         self.eos = _find_end(path, vocabulary)
+        self.files = tuple(file for file in (path, path.with_name(CONFIG_NAME)) if file.is_file())
 
     def encode(self, text: str, /) -> np.ndarray:
         """Returns the tokens of `text`, int32 [T], without special tokens."""
@@ -134,7 +136,7 @@ def _import_tokenizers():
 
 
 def _find_end(path: Path, vocabulary: dict[str, int]) -> int:
-    config = path.with_name("tokenizer_config.json")
+    config = path.with_name(CONFIG_NAME)
     named = None
     if config.is_file():
         try:

@@ -70,7 +70,8 @@ class Span:
 def find_files(inputs: Sequence[str | Path]) -> tuple[list[InputFile], list[str]]:
     """Expands files, folders and patterns, each sorted by path, in the order they are given.
 
-    A folder means all files in it, and in folders in it, whose ending is known.
+    A folder means all files in it, and in folders in it, whose ending is known; what is hidden,
+    with a name that begins with a dot, does not count.
 
     Returns:
       (files, ignored): `ignored` are the other files in the folders.
@@ -99,7 +100,12 @@ def find_files(inputs: Sequence[str | Path]) -> tuple[list[InputFile], list[str]
 
 
 def _in_folder(folder: Path) -> tuple[list[Path], list[str]]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
     found = [path for path in paths if _kind(path) is not None]
     if not found:
         raise UserError(f"no texts in {folder}: files end in {_endings()}.")

@@ -6,7 +6,6 @@ import mmap
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from hybrid_jax.data.files import InputFile, Span
 from hybrid_jax.data.readers import ReadOptions
@@ -67,7 +66,7 @@ def _cuts(file: InputFile, boundary: re.Pattern[bytes], piece_bytes: int) -> lis
     """The ends of the first boundaries beyond each multiple of `piece_bytes`."""
     cuts = []
     with (
-        Path(file.path).open("rb") as opened,
+        file.open() as opened,
         mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         position = piece_bytes

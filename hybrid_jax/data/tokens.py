@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_jax.data.bpe import FILE_NAME
 from hybrid_jax.data.bytes import ByteTokenizer
 from hybrid_jax.data.source import TokenSource
 from hybrid_jax.errors import UserError
@@ -50,6 +49,13 @@ class Header:
     job: str = ""
     version: int = VERSION
 
+    def sizes(self) -> dict[str, int]:
+        """Returns the bytes of each file that belongs to this header."""
+        return {
+            TOKENS: self.num_tokens * np.dtype(self.dtype).itemsize,
+            STARTS: self.num_documents * START_DTYPE.itemsize,
+        }
+
     def write(self, folder: Path) -> None:
         """Puts the header into `folder`, whole or not at all."""
         temporary = folder / f".{HEADER}.{os.getpid()}"
@@ -77,10 +83,13 @@ def open_tokens(path: str | Path) -> TokenSource:
     """
     folder = Path(path).expanduser()
     header = read_header(folder)
+    for name, expected in header.sizes().items():
+        _check_size(folder / name, expected)
     if header.num_documents < 1 or header.num_tokens < 1:
         raise UserError(f"{folder} holds no documents: prepare it again.")
-    tokens = _map(folder / TOKENS, np.dtype(header.dtype).newbyteorder("<"), header.num_tokens)
-    starts = _map(folder / STARTS, START_DTYPE, header.num_documents)
+    dtype = np.dtype(header.dtype).newbyteorder("<")
+    tokens = np.memmap(folder / TOKENS, dtype, mode="r")
+    starts = np.memmap(folder / STARTS, START_DTYPE, mode="r")
     if starts[0] != 0 or not 0 <= starts[-1] < header.num_tokens:
         raise UserError(f"{folder / STARTS} does not belong to {TOKENS}: prepare the corpus again.")
     tokenizer = header.tokenizer
@@ -141,18 +150,11 @@ def _parse(file: Path, values: dict[str, Any]) -> Header:
     return header
 
 
-def _map(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
-    expected = count * dtype.itemsize
+def _check_size(file: Path, expected: int) -> None:
     size = file.stat().st_size if file.is_file() else None
     if size != expected:
         found = "is missing" if size is None else f"has {size:,} bytes"
         raise UserError(
-            f"{file} {found}, but {HEADER} counts {count:,} x {dtype.itemsize} = {expected:,} "
-            "bytes: copy it again or prepare the corpus again."
+            f"{file} {found}, but {HEADER} beside it counts {expected:,} bytes: copy it again or "
+            "prepare the corpus again."
         )
-    return np.memmap(file, dtype, mode="r", shape=(count,))
-
-
-def tokenizer_file(name: str) -> str:
-    """Returns what a header calls a tokenizer: "bytes", or the file's name in the corpus."""
-    return name if name == ByteTokenizer.name else FILE_NAME

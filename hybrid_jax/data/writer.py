@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -50,25 +51,27 @@ class TokenWriter:
         self._tokens = (folder / TOKENS).open("wb")
         self._starts = (folder / STARTS).open("wb")
 
-    def append(self, tokens: ArrayLike, *, num_bytes: int, name: str = "") -> None:
+    def append(
+        self, tokens: ArrayLike, *, num_bytes: int, where: Callable[[], str] | None = None
+    ) -> None:
         """Writes one document: its tokens [T], the last of them its end-of-text token.
 
         Args:
           tokens: integers.
           num_bytes: of its text.
-          name: of the document, for messages.
+          where: says where the document is from, for messages.
 
         Raises:
           UserError: no token, or one outside the vocabulary.
         """
         array = np.asarray(tokens)
-        where = f"{name}: " if name else ""
+        name = where or (lambda: f"document {self.num_documents}")
         if not array.size:
-            raise UserError(f"{where}document {self.num_documents} has no tokens: leave it out.")
+            raise UserError(f"{name()}: no tokens; leave the document out.")
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= self.vocab_size:
             raise UserError(
-                f"{where}token {low if low < 0 else high} is outside the vocabulary, 0 to "
+                f"{name()}: token {low if low < 0 else high} is outside the vocabulary, 0 to "
                 f"{self.vocab_size - 1}: use the tokenizer that belongs to these tokens."
             )
         self._write(array, np.zeros(1, START_DTYPE))

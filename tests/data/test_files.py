@@ -10,6 +10,8 @@ from hybrid_jax.errors import UserError
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "sub").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "a.txt").write_text("x")
     for name in ("b.txt", "a.TXT", "sub/c.jsonl", "sub/d.parquet", "e.txt.xz", "README.md", "x.gz"):
         (tmp_path / name).write_text("x")
     return tmp_path

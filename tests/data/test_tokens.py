@@ -74,7 +74,7 @@ def test_a_long_document_is_written_in_blocks(tmp_path):
     [
         ([3, 8], r"x.txt, line 4: token 8 is outside the vocabulary, 0 to 7"),
         ([-1, 3], r"x.txt, line 4: token -1 is outside the vocabulary"),
-        ([], r"x.txt, line 4: document 3 has no tokens"),
+        ([], r"x.txt, line 4: no tokens"),
     ],
 )
 def test_a_token_outside_the_vocabulary_names_the_document(tmp_path, tokens, message):
@@ -82,7 +82,7 @@ def test_a_token_outside_the_vocabulary_names_the_document(tmp_path, tokens, mes
         for document in DOCUMENTS:
             writer.append(document, num_bytes=1)
         with pytest.raises(UserError, match=message):
-            writer.append(tokens, num_bytes=1, name="x.txt, line 4")
+            writer.append(tokens, num_bytes=1, where=lambda: "x.txt, line 4")
 
 
 def test_a_corpus_is_not_written_over(tmp_path):
@@ -107,12 +107,12 @@ def cut(folder):
     [
         (lambda folder: (folder / "tokens.bin").unlink(), r"tokens.bin is missing, but header"),
         (lambda folder: (folder / "starts.bin").unlink(), r"starts.bin is missing, but header"),
-        (cut, r"tokens.bin has 7 bytes, but header.json counts 8 x 1 = 8 bytes"),
+        (cut, r"tokens.bin has 7 bytes, but header.json beside it counts 8 bytes"),
         (lambda folder: change(folder, num_documents=2), r"starts.bin has 24 bytes"),
         (lambda folder: change(folder, version=2), r"has version 2, but .* reads version 1"),
         (lambda folder: change(folder, dtype="uint16"), r"is damaged \(dtype='uint16', vocab_size"),
         (lambda folder: change(folder, num_tokens="8"), r"is damaged"),
-        (lambda folder: change(folder, num_tokens=0), r"holds no documents"),
+        (lambda folder: change(folder, num_tokens=0), r"tokens.bin has 8 bytes"),
         (lambda folder: change(folder, extra=1), r"must have the fields num_tokens, num_documents"),
         (lambda folder: change(folder, tokenizer="tokenizer.json"), r"lacks tokenizer.json"),
         (lambda folder: (folder / "header.json").write_text("{"), r"header.json is damaged"),
@@ -128,6 +128,11 @@ def test_a_damaged_corpus_is_one_line(tmp_path, damage, message):
     with pytest.raises(UserError, match=message) as error:
         open_tokens(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_corpus_without_documents(tmp_path):
+    with pytest.raises(UserError, match="holds no documents"):
+        open_tokens(write(tmp_path, []))
 
 
 def test_no_folder(tmp_path):
