@@ -39,7 +39,11 @@ def map_in_order(
     count = min(workers, len(jobs))
     pool = ProcessPoolExecutor(count, context, initializer=_obey, initargs=(stopped,))
     try:
-        for future in [pool.submit(function, job) for job in jobs]:
+        # Ctrl-C in a terminal reaches workers too; they start with it blocked and leave it to us.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        futures = [pool.submit(function, job) for job in jobs]
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for future in futures:
             yield future.result()
         pool.shutdown()
     except BrokenProcessPool:
@@ -54,8 +58,7 @@ def map_in_order(
 
 
 def _obey(stopped: Connection) -> None:
-    """In a worker: ends it when the other end of the pipe is closed, and ignores Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a worker: ends it when the other end of the pipe is closed."""
 
     def wait() -> None:
         stopped.poll(None)
