@@ -41,8 +41,10 @@ def map_in_order(
     try:
         # Ctrl-C in a terminal reaches workers too; they start with it blocked and leave it to us.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        futures = [pool.submit(function, job) for job in jobs]
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            futures = [pool.submit(function, job) for job in jobs]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for future in futures:
             yield future.result()
         pool.shutdown()
