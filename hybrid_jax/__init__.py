@@ -2,8 +2,9 @@
 
 from hybrid_jax import models
 from hybrid_jax.bench.compare import bench
+from hybrid_jax.checkpoint.checkpointer import Checkpointer
 from hybrid_jax.config.strategy import Strategy
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import RunError, UserError
 from hybrid_jax.evaluate import evaluate
 from hybrid_jax.generate import generate
 from hybrid_jax.inspect.report import inspect
@@ -16,6 +17,8 @@ from hybrid_jax.train.step import TrainStep, make_train_step
 from hybrid_jax.trainer import Trainer
 
 __all__ = [
+    "Checkpointer",
+    "RunError",
     "Strategy",
     "TrainState",
     "TrainStep",
