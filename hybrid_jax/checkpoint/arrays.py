@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hybrid_jax.checkpoint.digest import digest, digest_piece
@@ -95,7 +96,7 @@ def read_arrays(folder: Path, manifest: Manifest, like: Mapping[str, Any] | None
     )
     try:
         nested = reader.restore(
-            folder / "state",
+            epath.Path(folder / "state"),
             args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
         )
         nested = jax.block_until_ready(nested)

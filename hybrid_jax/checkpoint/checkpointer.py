@@ -116,9 +116,8 @@ class Checkpointer:
     @property
     def best_step(self) -> int | None:
         """The saved step with the best `metric`; None where none has it."""
-        scores = {step: self._score(step) for step in self.steps}
-        known = [step for step, score in scores.items() if score is not None]
-        return max(known, key=lambda step: (scores[step], step), default=None)
+        scored = [(score, step) for step in self.steps if (score := self._score(step)) is not None]
+        return max(scored)[1] if scored else None
 
     def manifest(self, step: int | None = None) -> Manifest:
         """Returns what a step, by default the newest, says of itself.
@@ -270,21 +269,21 @@ class Checkpointer:
                     f"checkpoint step {step} in {self.path} is damaged: {damage}; restore another "
                     f"of {self.steps}."
                 ) from None
-        damaged = []
         self._existing(None)
-        for step in reversed(self.steps):
+        damaged = []
+        for candidate in reversed(self.steps):
             try:
-                nested = self._read(step, like)
+                nested = self._read(candidate, like)
             except Damaged as damage:
                 warnings.warn(
-                    f"checkpoint step {step} in {self.path} is damaged: {damage}; taking the next "
-                    "older one.",
+                    f"checkpoint step {candidate} in {self.path} is damaged: {damage}; taking the "
+                    "next older one.",
                     stacklevel=3,
                 )
-                damaged.append(step)
+                damaged.append(candidate)
                 continue
-            for step in damaged:
-                self._set_aside(step)
+            for number in damaged:
+                self._set_aside(number)
             return nested
         raise UserError(
             f"every checkpoint in {self.path} is damaged (steps {damaged}): start again in another "
@@ -295,7 +294,7 @@ class Checkpointer:
         folder = self.path / str(step)
         damage = None
         try:
-            manifest = self._manifest(step)
+            manifest = self._manifests[step] = read_manifest(folder)
             integrity.check_files(folder, *self._part)
         except Damaged as found:
             damage = found

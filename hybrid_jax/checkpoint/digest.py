@@ -31,7 +31,10 @@ def digest(array: jax.Array) -> jax.Array:
         position += lax.broadcasted_iota(jnp.uint32, words.shape, dim) * stride
     first = _mix(words ^ _mix(position))
     second = _mix(first + np.uint32(_SECOND))
-    return jnp.stack([first.sum(dtype=jnp.uint32), second.sum(dtype=jnp.uint32)])
+    # One reduction of both, so that XLA fuses all of it and nothing of the array's size is made.
+    add = lambda left, right: (left[0] + right[0], left[1] + right[1])
+    zeros = (np.uint32(0), np.uint32(0))
+    return jnp.stack(lax.reduce((first, second), zeros, add, tuple(range(words.ndim))))
 
 
 def digest_piece(

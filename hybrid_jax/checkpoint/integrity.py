@@ -94,11 +94,10 @@ def _open(folder: Path, name: str) -> ts.TensorStore:
 
 
 def _chunks(store: ts.TensorStore) -> Iterator[tuple[slice, ...]]:
-    sizes = store.chunk_layout.read_chunk.shape or ()
-    spans = (
-        [slice(start, min(start + size, length)) for start in range(0, length, size)]
-        for length, size in zip(store.shape, sizes, strict=True)
-    )
+    spans = []
+    for length, size in zip(store.shape, store.chunk_layout.read_chunk.shape or (), strict=True):
+        starts = range(0, length, size or length)
+        spans.append([slice(start, min(start + starts.step, length)) for start in starts])
     return itertools.product(*spans)
 
 

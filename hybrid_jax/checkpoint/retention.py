@@ -33,9 +33,7 @@ class KeepVerified(PreservationPolicy):
         steps = [checkpoint.step for checkpoint in checkpoints]
         verified = [step for step in steps if self.is_verified(step)]
         newest = verified[-1] if verified else -1
-        scores = {step: self.score(step) for step in verified}
-        ranked = sorted(
-            (step for step in verified if scores[step] is not None), key=scores.__getitem__
-        )
-        kept = {*verified[-self.last :], *ranked[len(ranked) - min(self.best, len(ranked)) :]}
+        scored = [(score, step) for step in verified if (score := self.score(step)) is not None]
+        best = [step for _, step in sorted(scored, reverse=True)[: self.best]]
+        kept = {*verified[-self.last :], *best}
         return [step in kept or step > newest for step in steps]
