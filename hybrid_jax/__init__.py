@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hybrid_jax import models
     from hybrid_jax.bench.compare import bench
+    from hybrid_jax.checkpoint.checkpointer import Checkpointer
     from hybrid_jax.config.strategy import Strategy
-    from hybrid_jax.errors import UserError
+    from hybrid_jax.errors import RunError, UserError
     from hybrid_jax.evaluate import evaluate
     from hybrid_jax.generate import generate
     from hybrid_jax.inspect.report import inspect
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from hybrid_jax.trainer import Trainer
 
 __all__ = [
+    "Checkpointer",
+    "RunError",
     "Strategy",
     "TrainState",
     "TrainStep",
@@ -44,6 +47,8 @@ __all__ = [
 # Where each public name lives. It is imported when it is first used: what needs no JAX (help,
 # preparing data and its worker processes) starts without it.
 _HOMES = {
+    "Checkpointer": "checkpoint.checkpointer",
+    "RunError": "errors",
     "Strategy": "config.strategy",
     "TrainState": "train.state",
     "TrainStep": "train.step",

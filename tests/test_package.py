@@ -1,7 +1,9 @@
 """The public names: there, lazy, and never mistaken for a module of the same name."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,21 @@ def python(code: str) -> str:
 def test_every_public_name_is_there(name):
     assert getattr(hj, name).__name__.rpartition(".")[2] == name
     assert name in dir(hj)
+
+
+def test_type_checkers_see_the_same_homes():
+    tree = ast.parse(Path(hj.__file__).read_text())
+    seen = {
+        alias.name: str(node.module).removeprefix("hybrid_jax.")
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen.pop("models") == "hybrid_jax"
+    assert seen == hj._HOMES
+    assert sorted([*seen, "models"]) == sorted(hj.__all__)
 
 
 def test_the_package_alone_does_not_import_jax():

@@ -49,7 +49,7 @@ class TokenSource:
         return len(self.starts)
 
     def split(self, fraction: float) -> tuple[TokenSource, TokenSource]:
-        """Returns (train, held out): the last documents that make up about `fraction` of the tokens.
+        """Returns (train, held out); held out are the last documents, about `fraction` of all.
 
         A document is never cut, unless there is only one.
 

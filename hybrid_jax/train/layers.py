@@ -1,39 +1,189 @@
-"""The order of the layers in memory: canonical on disk, by stage in a run."""
+"""The order of the layers in memory: by depth on disk, by stage in a run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hybrid_jax.errors import UserError
 
 PyTree = Any
 
+NO_LAYERS = -1
 
-def to_stage_order(blocks: PyTree, stages: int, chunks: int) -> PyTree:
-    """Reorders leaves [L, ...] from depth order to the order in which stages own them.
+
+@dataclass(frozen=True)
+class LayerOrder:
+    """Moves stacked layers between depth order and the order in which stages own them.
 
     Stage d owns chunks c = 0 … v-1, and chunk c of stage d is the (c S + d)-th group of layers, so
-    that with several chunks a stage's layers are not neighbours in depth.
+    that with several chunks a stage's layers are not neighbours in depth. With one chunk both
+    orders are the same and nothing moves.
 
-    >>> import numpy as np
-    >>> to_stage_order(np.arange(8), stages=2, chunks=2).tolist()
-    [0, 1, 4, 5, 2, 3, 6, 7]
+    Attributes:
+      mesh: the run's.
+      chunks: of every stage.
+      dims: tree of the dim of every leaf that counts layers; `NO_LAYERS` where there is none.
+      shardings: tree of `NamedSharding`, the same before and after.
     """
-    return jax.tree.map(lambda leaf: _swap(leaf, chunks, stages), blocks)
+
+    mesh: Mesh
+    chunks: int
+    dims: PyTree
+    shardings: PyTree
+
+    @property
+    def is_trivial(self) -> bool:
+        """Whether both orders are the same."""
+        return self.chunks == 1 or self.mesh.shape["stage"] == 1
+
+    def to_stages(self, tree: PyTree) -> PyTree:
+        """Reorders from depth order to the order of the stages."""
+        return self._move(tree, depth_of_slot(self.mesh.shape["stage"], self.chunks))
+
+    def to_depth(self, tree: PyTree) -> PyTree:
+        """The inverse of `to_stages`."""
+        return self._move(tree, np.argsort(depth_of_slot(self.mesh.shape["stage"], self.chunks)))
+
+    def _move(self, tree: PyTree, source: np.ndarray) -> PyTree:
+        if self.is_trivial:
+            return tree
+        return jax.tree.map(
+            lambda leaf, dim, sharding: _move_groups(leaf, dim, sharding, source, self.mesh),
+            tree,
+            self.dims,
+            self.shardings,
+        )
 
 
-def to_depth_order(blocks: PyTree, stages: int, chunks: int) -> PyTree:
-    """The inverse of `to_stage_order`.
+def depth_of_slot(stages: int, chunks: int) -> np.ndarray:
+    """Returns, for every slot (stage-major), the group of layers in depth order that lies there.
 
-    >>> import numpy as np
-    >>> to_depth_order(np.array([0, 1, 4, 5, 2, 3, 6, 7]), stages=2, chunks=2).tolist()
-    [0, 1, 2, 3, 4, 5, 6, 7]
+    >>> depth_of_slot(stages=2, chunks=2).tolist()
+    [0, 2, 1, 3]
     """
-    return jax.tree.map(lambda leaf: _swap(leaf, stages, chunks), blocks)
+    return np.arange(stages * chunks).reshape(chunks, stages).T.ravel()
 
 
-def _swap(leaf, major: int, minor: int):
-    if major == 1 or minor == 1:
+def layer_dims(make: Callable[[PyTree], PyTree], shapes: PyTree) -> PyTree:
+    """Finds the dim that counts layers in every leaf of a state, or `NO_LAYERS`.
+
+    It is the dim that grows when the model gets one layer more. Looking at shapes alone could
+    confuse it with a width of the same size, and optimizers may drop dims (Adafactor).
+
+    Args:
+      make: shapes of parameters {"embed", "blocks", "head"} -> the state.
+      shapes: of the parameters.
+
+    Raises:
+      UserError: a leaf changes in more than one dim.
+    """
+    grow = lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0] + 1, *leaf.shape[1:]), leaf.dtype)
+    taller = {**shapes, "blocks": jax.tree.map(grow, shapes["blocks"])}
+
+    def find(path, leaf, grown):
+        dims = [dim for dim, size in enumerate(leaf.shape) if grown.shape[dim : dim + 1] != (size,)]
+        if len(dims) > 1 or leaf.ndim != grown.ndim:
+            raise UserError(
+                f"{jax.tree_util.keystr(path)}: shape {leaf.shape} becomes {grown.shape} with one "
+                "layer more, so its layers cannot be told apart: use one chunk per stage."
+            )
+        return dims[0] if dims else NO_LAYERS
+
+    return jax.tree_util.tree_map_with_path(
+        find, jax.eval_shape(make, shapes), jax.eval_shape(make, taller)
+    )
+
+
+def exchange_rounds(source: np.ndarray, stages: int) -> list[np.ndarray]:
+    """Splits a permutation of groups into rounds in which every stage sends and receives one.
+
+    >>> [round.tolist() for round in exchange_rounds(np.array([0, 2, 1, 3]), stages=2)]
+    [[1, 2], [0, 3]]
+
+    Args:
+      source: the group in slot i afterwards lay in slot source[i] before; slots are stage-major.
+
+    Returns:
+      For every round, the slot that each receiving stage fills in it.
+    """
+    left = set(range(len(source)))
+    rounds = []
+    while left:
+        slots = _matching(left, source, stages)
+        rounds.append(slots)
+        left -= set(slots.tolist())
+    return rounds
+
+
+def _matching(left: set[int], source: np.ndarray, stages: int) -> np.ndarray:
+    """Returns one slot of `left` for every receiving stage, filled by different senders.
+
+    What is left is a regular bipartite graph, in which a perfect matching exists (König 1916);
+    found by augmenting paths.
+    """
+    per_stage = len(source) // stages
+    slot_by_sender: dict[int, int] = {}
+
+    def place(receiver: int, tried: set[int]) -> bool:
+        for slot in range(receiver * per_stage, (receiver + 1) * per_stage):
+            sender = int(source[slot]) // per_stage
+            if slot in left and sender not in tried:
+                tried.add(sender)
+                taken = slot_by_sender.get(sender)
+                if taken is None or place(taken // per_stage, tried):
+                    slot_by_sender[sender] = slot
+                    return True
+        return False
+
+    for receiver in range(stages):
+        placed = place(receiver, set())
+        assert placed
+    return np.array(sorted(slot_by_sender.values()))
+
+
+def _move_groups(leaf, dim: int, sharding: NamedSharding, source: np.ndarray, mesh: Mesh):
+    """Puts group source[i] of `dim` into slot i, without holding more than a stage's share."""
+    if dim == NO_LAYERS:
         return leaf
-    grid = leaf.reshape(major, minor, -1, *leaf.shape[1:])
-    return grid.swapaxes(0, 1).reshape(leaf.shape)
+    entry = sharding.spec[dim] if dim < len(sharding.spec) else None
+    if entry != "stage":
+        grouped = leaf.reshape(*leaf.shape[:dim], len(source), -1, *leaf.shape[dim + 1 :])
+        return jnp.take(grouped, source, axis=dim).reshape(leaf.shape)
+    stages = mesh.shape["stage"]
+    per_stage = len(source) // stages
+    rounds = exchange_rounds(source, stages)
+    # For every stage and round, the slot it sends from and the slot it fills. An input, not
+    # `axis_index`, which XLA refuses where another axis is left to it.
+    sent, filled = np.empty((2, stages, per_stage), np.int32)
+    for number, slots in enumerate(rounds):
+        sent[source[slots] // per_stage, number] = source[slots] % per_stage
+        filled[:, number] = slots % per_stage
+
+    def exchange(local, sent, filled):
+        shape = local.shape
+        local = local.reshape(*shape[:dim], per_stage, -1, *shape[dim + 1 :])
+        moved = jnp.zeros_like(local)
+        for number, slots in enumerate(rounds):
+            group = lax.dynamic_index_in_dim(local, sent[0, number], dim)
+            pairs = list(zip((source[slots] // per_stage).tolist(), range(stages), strict=True))
+            group = lax.ppermute(group, "stage", pairs)
+            moved = lax.dynamic_update_index_in_dim(moved, group, filled[0, number], dim)
+        return moved.reshape(shape)
+
+    spec, row = PartitionSpec(*[None] * dim, "stage"), PartitionSpec("stage")
+    return jax.shard_map(
+        exchange,
+        mesh=mesh,
+        in_specs=(spec, row, row),
+        out_specs=spec,
+        axis_names={"stage"},
+        check_vma=False,
+    )(leaf, sent, filled)

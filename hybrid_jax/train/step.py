@@ -20,7 +20,7 @@ from hybrid_jax.pipeline.schedule import Schedule, forward_only, schedule
 from hybrid_jax.sharding.doctor import Finding, place_params
 from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules, resolve_rules
 from hybrid_jax.train.gradients import BATCH_SPEC, make_loss_and_gradients
-from hybrid_jax.train.layers import to_depth_order, to_stage_order
+from hybrid_jax.train.layers import LayerOrder, layer_dims
 from hybrid_jax.train.state import TrainState, state_shardings
 
 PyTree = Any
@@ -55,6 +55,8 @@ class TrainStep:
     _evaluate: Callable = field(repr=False)
     _gradients: Callable = field(repr=False)
     _canonical: Callable = field(repr=False)
+    _to_depth: Callable = field(repr=False)
+    _to_stages: Callable = field(repr=False)
 
     def init(self, key: jax.Array) -> TrainState:
         """Returns a fresh state, born sharded: no array is ever whole on one device."""
@@ -87,6 +89,17 @@ class TrainStep:
     def canonical_params(self, state: TrainState) -> PyTree:
         """Returns {"embed", "blocks" [L, ...], "head"}: the same tree for every layout."""
         return self._canonical(state.params)
+
+    def canonical_state(self, state: TrainState) -> TrainState:
+        """Returns the state with its layers in depth order, parameters and optimizer alike.
+
+        Nothing moves, and the arrays are those of `state`, unless the schedule is interleaved.
+        """
+        return self._to_depth(state)
+
+    def from_canonical(self, state: TrainState) -> TrainState:
+        """The inverse of `canonical_state`; `state`, which lies as `shardings` say, is donated."""
+        return self._to_stages(state)
 
     def lower(self, batch_shape: tuple[int, int] | Mapping[str, jax.ShapeDtypeStruct]):
         """Lowers the step for a batch of [B, T] tokens: the jax stages API, absent hardware too."""
@@ -164,13 +177,19 @@ def make_train_step(
     def step_key(step):
         return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), step))
 
-    def reorder(params, order):
-        return {**params, "blocks": order(params["blocks"], strategy.stage, strategy.chunks)}
+    def fresh(params):
+        return TrainState(jnp.int32(0), params, tx.init(params))
+
+    dims = layer_dims(fresh, shapes)
+    order = LayerOrder(mesh, strategy.chunks, dims, shardings)
+    params_order = LayerOrder(mesh, strategy.chunks, dims.params, shardings.params)
+
+    def from_depth(params):
+        params = jax.lax.with_sharding_constraint(params, shardings.params)
+        return params_order.to_stages(params)
 
     def init(key):
-        params = reorder(model.init(key), to_stage_order)
-        params = jax.lax.with_sharding_constraint(params, shardings.params)
-        return TrainState(jnp.int32(0), params, tx.init(params))
+        return fresh(from_depth(model.init(key)))
 
     def step(state, batch):
         grads, metrics = train(state.params, batch, step_key(state.step))
@@ -181,10 +200,13 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     def gradients(params, batch):
-        params = reorder(params, to_stage_order)
-        params = jax.lax.with_sharding_constraint(params, shardings.params)
-        grads, metrics = train(params, batch, step_key(0))
-        return reorder(grads, to_depth_order), metrics
+        grads, metrics = train(from_depth(params), batch, step_key(0))
+        return params_order.to_depth(grads), metrics
+
+    def moved(move, **options):
+        if order.is_trivial:
+            return lambda state: state
+        return jax.jit(move, out_shardings=shardings, **options)
 
     whole = NamedSharding(mesh, PartitionSpec())
     return TrainStep(
@@ -203,9 +225,9 @@ def make_train_step(
             lambda params, batch: evaluate(params, batch, step_key(0))[1], out_shardings=whole
         ),
         _gradients=jax.jit(gradients, out_shardings=(shardings.params, whole)),
-        _canonical=jax.jit(
-            lambda params: reorder(params, to_depth_order), out_shardings=shardings.params
-        ),
+        _canonical=jax.jit(params_order.to_depth, out_shardings=shardings.params),
+        _to_depth=moved(order.to_depth),
+        _to_stages=moved(order.to_stages, donate_argnums=0),
     )
 
 

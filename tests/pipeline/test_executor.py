@@ -10,7 +10,7 @@ from hybrid_jax.pipeline.device import Inputs, Totals
 from hybrid_jax.pipeline.executor import execute
 from hybrid_jax.pipeline.program import StageProgram, make_chunk
 from hybrid_jax.pipeline.schedule import forward_only, schedule
-from hybrid_jax.train.layers import to_depth_order, to_stage_order
+from hybrid_jax.train.layers import depth_of_slot
 
 VOCAB, LENGTH, WIDTH, LAYERS_PER_CHUNK, ROWS = 8, 4, 3, 2, 2
 
@@ -85,9 +85,12 @@ def pipelined(table, outer, blocks, batch, **options):
         out_specs=(staged, staged),
         check_vma=False,
     )
-    by_stage, grads = jax.jit(run)(outer, to_stage_order(jnp.array(blocks), stages, chunks), batch)
+    # Of every layer in a stage's memory, its place in depth.
+    depth = np.arange(len(blocks)).reshape(stages * chunks, -1)[depth_of_slot(stages, chunks)]
+    by_stage, grads = jax.jit(run)(outer, jnp.array(blocks)[depth.ravel()], batch)
     totals = jax.tree.map(lambda x: x.sum(0), jax.device_get(by_stage))
-    grads = jax.tree.map(lambda g: to_depth_order(np.array(g), stages, chunks), grads)
+    if len(grads):
+        grads = np.array(grads)[np.argsort(depth.ravel())]
     return totals._replace(block_grads=grads)
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints that restore on any layout: canonical order, digests, atomic and asynchronous."""

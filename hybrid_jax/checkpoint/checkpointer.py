@@ -1,0 +1,400 @@
+"""Saving and restoring training states, on Orbax."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from hybrid_jax.checkpoint import integrity
+from hybrid_jax.checkpoint.arrays import array_entries, check_arrays, read_arrays
+from hybrid_jax.checkpoint.manifest import Damaged, Manifest, read_manifest
+from hybrid_jax.checkpoint.retention import KeepVerified
+from hybrid_jax.checkpoint.tree import from_nested, to_nested
+from hybrid_jax.errors import RunError, UserError
+from hybrid_jax.train.state import TrainState
+from hybrid_jax.train.step import TrainStep
+
+PyTree = Any
+
+_CHUNK_BYTES = 2**24  # of an array in a file: what another layout reads too much at its borders
+_FILE_BYTES = 2**30
+
+
+class Checkpointer:
+    """Saves training states that restore on any layout, and takes care that one is always good.
+
+    On disk, a step holds parameters and optimizer state in canonical order (layers by depth), in a
+    format that any Orbax reader opens, and a manifest in JSON: name, shape, dtype, logical axes and
+    digest of every array, model, strategy, metrics, versions. None of it depends on the strategy,
+    so a state saved under one restores under any other.
+
+    Saving is asynchronous: `save` returns when the devices' memory has been copied. A background
+    thread then reads the step back, compares digests, and notes checksums of the files; only then
+    may older steps be deleted. A process killed at any instant leaves the last good step intact.
+
+    >>> import tempfile, optax, hybrid_jax as hj
+    >>> model = hj.models.Decoder(hj.models.preset("nano", num_layers=1))
+    >>> layout = hj.Strategy(data=8)
+    >>> train = hj.make_train_step(model, optax.adamw(1e-3), layout, hj.make_mesh(layout))
+    >>> with tempfile.TemporaryDirectory() as folder, Checkpointer(folder) as checkpointer:
+    ...     checkpointer.save(train, train.init(jax.random.key(0)), metrics={"eval_loss": 5.5})
+    ...     checkpointer.wait()
+    ...     state = checkpointer.restore(train)
+    ...     checkpointer.latest_step, checkpointer.manifest().metrics
+    (0, {'eval_loss': 5.5})
+
+    Args:
+      path: the folder; made if missing. All processes must see the same one.
+      keep_last: newest steps to keep, at least 1 (and what is not yet verified).
+      keep_best: steps to keep that are best by `metric`.
+      metric: name in the `metrics` given to `save`.
+      mode: whether a smaller or a larger value of it is better.
+
+    Raises:
+      UserError: the folder cannot be made or written to, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        metric: str = "eval_loss",
+        mode: Literal["min", "max"] = "min",
+    ) -> None:
+        if keep_last < 1 or keep_best < 0 or mode not in ("min", "max"):
+            raise UserError(
+                f"keep_last={keep_last}, keep_best={keep_best}, mode={mode!r}: keep at least the "
+                "last step; mode is 'min' or 'max'."
+            )
+        self.path = Path(path).expanduser().absolute()
+        self.metric = metric
+        self._sign = 1 if mode == "max" else -1
+        self._part = (jax.process_index(), jax.process_count())
+        self._verification: threading.Thread | None = None
+        self._failure: str | None = None
+        self._manifests: dict[int, Manifest] = {}
+        self._prepare_folder()
+        policy = KeepVerified(keep_last, keep_best, self._is_verified, self._score)
+        self._manager = ocp.CheckpointManager(
+            self.path,
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(use_zarr3=True),
+                "manifest": ocp.JsonCheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy, cleanup_tmp_directories=True
+            ),
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Saved steps, oldest first, those that turn out to be damaged too."""
+        if not self.path.is_dir():
+            return []
+        return sorted(
+            int(folder.name)
+            for folder in self.path.iterdir()
+            if folder.is_dir() and folder.name.isdecimal()
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest saved step."""
+        return max(self.steps, default=None)
+
+    @property
+    def best_step(self) -> int | None:
+        """The saved step with the best `metric`; None where none has it."""
+        scored = [(score, step) for step in self.steps if (score := self._score(step)) is not None]
+        return max(scored)[1] if scored else None
+
+    def manifest(self, step: int | None = None) -> Manifest:
+        """Returns what a step, by default the newest, says of itself.
+
+        Raises:
+          UserError: there is no such step, or its manifest is damaged.
+        """
+        step = self._existing(step)
+        try:
+            return self._manifest(step)
+        except Damaged as damage:
+            raise UserError(f"checkpoint step {step} in {self.path}: {damage}.") from None
+
+    def save(
+        self,
+        train: TrainStep,
+        state: TrainState,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Starts to save `state` as step `state.step`; what is saved already is not saved again.
+
+        Waits for the update that makes `state`, and for an earlier save that is still going on.
+        `state` may be donated afterwards.
+
+        Args:
+          train: the step that `state` belongs to.
+          metrics: what was measured of it.
+          config: JSON values to keep with it, such as the data's fingerprint.
+
+        Raises:
+          RunError: this or the last save failed (disk full, say); says which step is still good.
+          UserError: a newer step exists in the folder.
+        """
+        step = int(state.step)
+        if step in self.steps:
+            return
+        self._check_newest(step)
+        self._join_verification()
+        state = train.canonical_state(state)
+        nested = to_nested(state)
+        manifest = Manifest(
+            step=step,
+            arrays=array_entries(train, state),
+            metrics={name: float(value) for name, value in (metrics or {}).items()},
+            strategy=dataclasses.asdict(train.strategy),
+            config={"model": _model_config(train.model), **(config or {})},
+            written_by={"jax": jax.__version__, "orbax-checkpoint": ocp.__version__},
+        )
+        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), nested)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(
+                        nested, save_args=chunks, ocdbt_target_data_file_size=_FILE_BYTES
+                    ),
+                    manifest=ocp.args.JsonSave(manifest.to_json()),
+                ),
+            )
+        except Exception as error:
+            raise self._cannot_save(step, error) from error
+        self._verification = threading.Thread(
+            target=self._verify, args=(step, manifest), name=f"verify-step-{step}", daemon=True
+        )
+        self._verification.start()
+
+    def restore(self, train: TrainStep, step: int | None = None) -> TrainState:
+        """Returns the state of a step, by default the newest good one, on the layout of `train`.
+
+        Every process reads only what its devices hold. A damaged step is named in a warning, set
+        aside (renamed, not deleted), and the next older one is taken; where `step` is given, a
+        damaged one is an error.
+
+        Raises:
+          UserError: no step is there, none is good, or it was saved by a model or an optimizer
+            of other shapes.
+        """
+        like = train.abstract_state()
+        nested = self._restore(to_nested(like), step)
+        return train.from_canonical(from_nested(nested, like))
+
+    def restore_params(self, train: TrainStep | None = None, step: int | None = None) -> PyTree:
+        """Returns the canonical parameters of a step, without optimizer state.
+
+        Args:
+          train: puts them where its parameters lie; None: NumPy arrays on this host.
+          step: the newest good one by default.
+
+        Raises:
+          UserError: as `restore`.
+        """
+        if train is not None:
+            like = train.abstract_state().params
+            return from_nested(self._restore({"params": to_nested(like)}, step)["params"], like)
+        return self._restore(None, step)["params"]
+
+    def wait(self) -> None:
+        """Blocks until the last save is complete and verified.
+
+        Raises:
+          RunError: it failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._cannot_save(None, error) from error
+        self._join_verification()
+
+    def close(self) -> None:
+        """Waits, then releases threads and files."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _prepare_folder(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".writable.{self._part[0]}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"checkpoint folder {str(self.path)!r} cannot be written to: {error.strerror}; "
+                "choose another folder."
+            ) from None
+        for folder in sorted(self.path.glob("*.orbax-checkpoint-tmp*")):
+            step = folder.name.partition(".")[0]
+            warnings.warn(
+                f"checkpoint step {step} in {self.path} is half-written: skipped.", stacklevel=3
+            )
+
+    def _restore(self, like: dict[str, Any] | None, step: int | None) -> dict[str, Any]:
+        """Arrays of `like`, or host parameters, of the newest step that is good."""
+        if step is not None:
+            step = self._existing(step)
+            try:
+                return self._read(step, like)
+            except Damaged as damage:
+                raise UserError(
+                    f"checkpoint step {step} in {self.path} is damaged: {damage}; restore another "
+                    f"of {self.steps}."
+                ) from None
+        self._existing(None)
+        damaged = []
+        for candidate in reversed(self.steps):
+            try:
+                nested = self._read(candidate, like)
+            except Damaged as damage:
+                warnings.warn(
+                    f"checkpoint step {candidate} in {self.path} is damaged: {damage}; taking the "
+                    "next older one.",
+                    stacklevel=3,
+                )
+                damaged.append(candidate)
+                continue
+            for number in damaged:
+                self._set_aside(number)
+            return nested
+        raise UserError(
+            f"every checkpoint in {self.path} is damaged (steps {damaged}): start again in another "
+            "folder."
+        )
+
+    def _read(self, step: int, like: dict[str, Any] | None) -> dict[str, Any]:
+        folder = self.path / str(step)
+        damage = None
+        try:
+            manifest = self._manifests[step] = read_manifest(folder)
+            integrity.check_files(folder, *self._part)
+        except Damaged as found:
+            damage = found
+        # All processes go on, or none.
+        if self._part[1] > 1:
+            others = multihost_utils.process_allgather(jax.numpy.array(damage is None))
+            damage = damage or (None if others.all() else Damaged("another process found it so"))
+        if damage is not None:
+            raise damage
+        if like is not None:
+            check_arrays(like, manifest, f"checkpoint step {step} in {self.path}")
+        return read_arrays(folder, manifest, like)
+
+    def _set_aside(self, step: int) -> None:
+        if self._part[0] == 0:
+            target, number = self.path / f"{step}.damaged", 1
+            while target.exists():
+                number += 1
+                target = self.path / f"{step}.damaged.{number}"
+            (self.path / str(step)).rename(target)
+        if self._part[1] > 1:
+            multihost_utils.sync_global_devices(f"step {step} set aside")
+        self._manifests.pop(step, None)
+        self._manager.reload()
+
+    def _verify(self, step: int, manifest: Manifest) -> None:
+        """Waits until a step is on disk, reads it back, and stamps it; runs in a thread."""
+        folder = self.path / str(step)
+        while not folder.exists():
+            if not self._manager.is_saving_in_progress() and not folder.exists():
+                return  # the save failed: the manager raises the error at the next call
+            time.sleep(0.02)
+        try:
+            integrity.read_back(folder, manifest, *self._part)
+            integrity.stamp(folder, *self._part)
+        except Damaged as damage:
+            self._failure = f"checkpoint step {step} in {self.path} was written wrong: {damage}"
+        except (OSError, ValueError) as error:
+            self._failure = f"checkpoint step {step} in {self.path} cannot be read back: {error}"
+
+    def _join_verification(self) -> None:
+        if self._verification is not None:
+            self._verification.join()
+            self._verification = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise RunError(f"{failure}; {self._last_good()}.")
+
+    def _cannot_save(self, step: int | None, error: Exception) -> RunError:
+        name = "a checkpoint" if step is None else f"checkpoint step {step}"
+        return RunError(
+            f"{name} cannot be saved in {self.path}: {_cause(error)}; {self._last_good()}."
+        )
+
+    def _last_good(self) -> str:
+        good = [step for step in self.steps if self._is_verified(step)]
+        return f"the last good one is step {good[-1]}" if good else "there is no earlier one"
+
+    def _check_newest(self, step: int) -> None:
+        latest = self.latest_step
+        if latest is not None and latest > step:
+            raise UserError(
+                f"checkpoint step {step} cannot be saved in {self.path}, which has step {latest}: "
+                "go on from that one, or choose another folder."
+            )
+
+    def _existing(self, step: int | None) -> int:
+        steps = self.steps
+        if not steps:
+            raise UserError(f"no checkpoint in {self.path}: train first, or give another folder.")
+        if step is not None and step not in steps:
+            raise UserError(
+                f"no checkpoint of step {step} in {self.path}: choose one of "
+                f"{', '.join(map(str, steps))}."
+            )
+        return steps[-1] if step is None else step
+
+    def _manifest(self, step: int) -> Manifest:
+        if step not in self._manifests:
+            self._manifests[step] = read_manifest(self.path / str(step))
+        return self._manifests[step]
+
+    def _is_verified(self, step: int) -> bool:
+        return integrity.is_verified(self.path / str(step))
+
+    def _score(self, step: int) -> float | None:
+        try:
+            value = self._manifest(step).metrics.get(self.metric)
+        except Damaged:
+            return None
+        return None if value is None else self._sign * value
+
+
+def _model_config(model: Any) -> dict[str, Any] | None:
+    config = getattr(model, "config", None)
+    return dataclasses.asdict(config) if dataclasses.is_dataclass(config) else None  # pyright: ignore[reportArgumentType]
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,53 @@
+"""States as nested dicts of arrays with plain names: what any reader of a checkpoint finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+PyTree = Any
+
+
+def to_nested(tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves of `tree` in nested dicts, keyed by what their containers call them.
+
+    Empty containers, of which optax states have many, leave no trace.
+
+    >>> to_nested({"opt": ((), {"mu": 1}), "step": 2})
+    {'opt': {'1': {'mu': 1}}, 'step': 2}
+    """
+    nested: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        *folders, name = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        node = nested
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return nested
+
+
+def from_nested(nested: Mapping[str, Any], like: PyTree) -> PyTree:
+    """The inverse of `to_nested`: a tree of the structure of `like`."""
+
+    def find(path, leaf):
+        del leaf
+        node: Any = nested
+        for key in path:
+            node = node[jax.tree_util.keystr((key,), simple=True)]
+        return node
+
+    return jax.tree_util.tree_map_with_path(find, like)
+
+
+def by_name(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns {"params/embed/tokens": leaf, …} of a tree.
+
+    >>> by_name({"opt": {"1": {"mu": 1}}, "step": 2})
+    {'opt/1/mu': 1, 'step': 2}
+    """
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(nested)
+    }
