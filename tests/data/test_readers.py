@@ -4,6 +4,8 @@ import gzip
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hybrid_jax.data.files import find_files
 from hybrid_jax.data.pieces import plan
@@ -58,6 +60,30 @@ def test_text_is_split_at_separator_lines(tmp_path, separator, content, document
     assert read(path, piece_bytes, separator=separator) == expected
     packed = write(tmp_path / "a.txt.gz", gzip.compress(content.encode()))
     assert read(packed, piece_bytes, separator=separator) == expected
+
+
+@given(
+    lines=st.lists(st.sampled_from(["", " ", "--", "-- ", "a", "Ω b", "--c", "\r"]), max_size=12),
+    end=st.sampled_from(["", "\n", "\r\n"]),
+    separator=st.sampled_from(["", "--"]),
+    piece_bytes=st.integers(1, 30),
+)
+@settings(deadline=None, max_examples=300)
+def test_any_text_is_split_as_by_hand(tmp_path_factory, lines, end, separator, piece_bytes):
+    text = "\n".join(lines) + end
+    expected, document = [], []
+    for line in [*text.split("\n"), separator]:
+        if line.strip() != separator:
+            document.append(line)
+        elif document:
+            expected.append("\n".join(document).removesuffix("\r"))
+            document = []
+    # A last line break ends the last line; it does not begin another.
+    if separator and text.endswith("\n") and expected:
+        expected[-1] = expected[-1].removesuffix("\n").removesuffix("\r")
+    folder = tmp_path_factory.mktemp("split")
+    found = read(write(folder / "a.txt", text), piece_bytes, separator=separator, empty="skip")
+    assert [text for text, _ in found if text] == [text for text in expected if text.strip()]
 
 
 @pytest.mark.parametrize("piece_bytes", PIECES)
