@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hybrid_jax.config.checks import check_number
 from hybrid_jax.errors import UserError
 
 
@@ -54,8 +55,9 @@ class TokenSource:
         A document is never cut, unless there is only one.
 
         Raises:
-          UserError: a part would have fewer than 2 tokens.
+          UserError: a fraction out of (0, 1), or a part with fewer than 2 tokens.
         """
+        check_number("validation_fraction", fraction, "(0, 1)")
         cut = self.cut_near(round(self.num_tokens * (1 - fraction)))
         if min(cut, self.num_tokens - cut) < 2:
             raise UserError(

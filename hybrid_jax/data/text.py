@@ -36,7 +36,8 @@ class TextSource(TokenSource):
         here, length = target - low, len(self.boundary)
         # What ends with the text itself is followed by no piece.
         last = len(around) - (length if low + len(around) == self.num_tokens else 0)
-        found = (around.rfind(self.boundary, 0, here), around.find(self.boundary, here, last))
+        before = around.rfind(self.boundary, 0, min(here, last))
+        found = (before, around.find(self.boundary, here, last))
         starts = [low + index + length for index in found if index >= 0]
         return min(starts, key=lambda start: abs(start - target), default=target)
 
@@ -98,10 +99,10 @@ def _map(name: str) -> np.ndarray:
 
 def _missing(name: str, path: Path) -> str:
     remedy = (
-        f"Give the path of a text file or of a prepared corpus, or {BUNDLED!r} for the bundled "
+        f"give the path of a text file or of a prepared corpus, or {BUNDLED!r} for the bundled "
         "text."
     )
     if not path.parent.is_dir():
-        return f"no text {name!r}: the folder {str(path.parent)!r} does not exist. {remedy}"
+        return f"no text {name!r}: the folder {str(path.parent)!r} does not exist; {remedy}"
     names = sorted(entry.name for entry in path.parent.iterdir())
-    return f"no text {name!r}. {remedy}{nearest(path.name, [*names, BUNDLED])}"
+    return f"no text {name!r}: {remedy}{nearest(path.name, [*names, BUNDLED])}"
