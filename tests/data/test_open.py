@@ -21,6 +21,16 @@ def test_a_text_file_is_opened(tmp_path):
     assert source.tokens.tobytes() == b"some text\n"
 
 
+def test_a_prepared_corpus_is_opened(tmp_path):
+    prepare = pytest.importorskip("hybrid_jax.data.prepare").prepare
+    (tmp_path / "text.txt").write_text("one\n\ntwo")
+    prepare([tmp_path / "text.txt"], tmp_path / "corpus", separator="", workers=1)
+    source = open_source(str(tmp_path / "corpus"))
+    assert source.num_documents == 2
+    assert source.tokens[:3].tolist() == [*b"one"]
+    check_sources([source, open_source("kjv")], source.vocab_size)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
