@@ -13,7 +13,10 @@ import numpy as np
 from hybrid_jax.config.model import flops_per_token
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.data.batches import Batches, EvaluationBatches
-from hybrid_jax.data.text import load_corpus, unigram_loss
+from hybrid_jax.data.open import check_sources, open_source
+from hybrid_jax.data.prefetch import Prefetch
+from hybrid_jax.data.source import TokenSource
+from hybrid_jax.data.unigram import unigram_loss
 from hybrid_jax.errors import UserError
 from hybrid_jax.inspect.hardware import peak_flops
 from hybrid_jax.metrics.files import JsonlWriter, TensorBoardWriter
@@ -35,18 +38,22 @@ class Run:
       config: what they were built from.
       model: the decoder.
       train: its train step on the mesh.
-      batches: training batches.
+      batches: training batches, made ahead on a thread.
       validation: held-out batches.
-      unigram_loss: loss of byte frequencies alone on `validation`, in nats per byte: what a
+      unigram_loss: loss of token frequencies alone on `validation`, in nats per token: what a
         trained model has to beat.
+      bytes_per_token: of the held-out text, for losses in bits per byte.
+      data_fingerprint: all that `batches` depend on; a run goes on exactly only with the same.
     """
 
     config: RunConfig
     model: Decoder
     train: TrainStep
-    batches: Batches
+    batches: Prefetch
     validation: EvaluationBatches
     unigram_loss: float
+    bytes_per_token: float
+    data_fingerprint: str
 
 
 def build(config: RunConfig) -> Run:
@@ -55,21 +62,50 @@ def build(config: RunConfig) -> Run:
     Raises:
       UserError: too few or too many devices, no such text, or a model that does not divide.
     """
+    batches, validation = build_data(config)
     train = build_train_step(config)
-    data = config.data
-    corpus = load_corpus(data.source, data.validation_fraction)
-    held_out = corpus.validation
-    if config.train.eval_batches is not None:
-        # One token more: the last input's target.
-        held_out = held_out[: config.train.eval_batches * data.global_batch * data.seq_len + 1]
+    held_out = validation.sources
     return Run(
         config=config,
         model=train.model,  # pyright: ignore[reportArgumentType]
         train=train,
-        batches=Batches(corpus.train, data.global_batch, data.seq_len, data.seed),
-        validation=EvaluationBatches(held_out, data.global_batch, data.seq_len),
-        unigram_loss=unigram_loss(corpus.train, held_out[1:]),
+        batches=Prefetch(batches),
+        validation=validation,
+        unigram_loss=unigram_loss(batches, validation),
+        bytes_per_token=sum(s.num_bytes for s in held_out) / sum(s.num_tokens for s in held_out),
+        data_fingerprint=batches.fingerprint,
     )
+
+
+def build_data(config: RunConfig) -> tuple[Batches, EvaluationBatches]:
+    """Returns the training batches and the held-out ones; reads files, starts no device.
+
+    Raises:
+      UserError: no such text or corpus, too little in it, or one that the model cannot read.
+    """
+    data, mixture = config.data, config.data.mixture
+    sources = [open_source(source.path) for source in mixture]
+    check_sources(sources, config.model.vocab_size)
+    parts = [source.split(data.validation_fraction) for source in sources]
+    weights = [source.weight for source in mixture]
+    sizes = {"global_batch": data.global_batch, "seq_len": data.seq_len}
+    held_out = [part for _, part in parts]
+    if config.train.eval_batches is not None:
+        num_rows = config.train.eval_batches * data.global_batch
+        held_out = [
+            _first_rows(source, num_rows * weight, data.seq_len)
+            for source, weight in zip(held_out, weights, strict=True)
+        ]
+    train = [part for part, _ in parts]
+    return (
+        Batches(train, weights=weights, seed=data.seed, **sizes),
+        EvaluationBatches(held_out, **sizes),
+    )
+
+
+def _first_rows(source: TokenSource, num_rows: float, seq_len: int) -> TokenSource:
+    """The beginning of a source, at least a row; one token more: the last input's target."""
+    return source.first(max(1, int(num_rows)) * seq_len + 1)
 
 
 def build_train_step(config: RunConfig) -> TrainStep:
@@ -127,4 +163,5 @@ def build_log(run: Run, writers: Sequence[Writer] = ()) -> Log:
         flops_per_token=flops_per_token(config.model, config.data.seq_len),
         peak_flops=None if peak is None else peak * devices.size,
         learning_rates=np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps))).tolist(),
+        input_wait=lambda: run.batches.wait_seconds,
     )
