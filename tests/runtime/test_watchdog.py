@@ -118,33 +118,34 @@ dog.close()
     assert process.stderr is not None
     assert "stop me" in process.stderr.readline()
     os.kill(process.pid, 19)  # SIGSTOP
-    time.sleep(1.8)  # beyond its time, but not beyond twice that
+    time.sleep(1.3)  # beyond its time, but not beyond twice that
     os.kill(process.pid, 18)  # SIGCONT
     status, stderr = finish(process)
     assert (status, stderr) == (0, "")
 
 
 def test_a_run_that_goes_on_is_left_alone(tmp_path):
-    threads = set(threading.enumerate())
-    with Watchdog(0.4, tmp_path / "new") as dog:
-        time.sleep(0.6)  # compiling
-        path = tmp_path / "new" / "heartbeat-0.json"
-        assert json.loads(path.read_text())["step"] is None
-        for step in range(1, 15):
-            dog.beat(step)
-            time.sleep(0.1)
-        content = json.loads(path.read_text())
-        assert content["step"] > 5
-        assert content["pid"] == os.getpid()
-        assert abs(time.time() - content["time"]) < 1
-    assert list((tmp_path / "new").iterdir()) == []
-    assert set(threading.enumerate()) == threads
-    time.sleep(1)  # what was armed would go off now
+    code = f"""
+import json, os
+with Watchdog(0.8, {str(tmp_path / "new")!r}) as dog:
+    time.sleep(1)  # compiling
+    path = dog.folder / "heartbeat-0.json"
+    assert json.loads(path.read_text())["step"] is None
+    for step in range(1, 25):
+        dog.beat(step)
+        time.sleep(0.05)
+    content = json.loads(path.read_text())
+    assert content["step"] > 5 and content["pid"] == os.getpid()
+    assert abs(time.time() - content["time"]) < 1
+assert list(dog.folder.iterdir()) == []
+assert threading.active_count() == 1
+time.sleep(1.8)  # what was armed would go off now
+"""
+    assert finish(start(code)) == (0, "")
 
 
 def test_a_full_disk_is_told_once_and_does_not_end_the_run(tmp_path, capfd):
     with Watchdog(10, tmp_path / "new") as dog:
-        dog.timeout_seconds = 10
         (tmp_path / "new" / "heartbeat-0.json").unlink()
         (tmp_path / "new").rmdir()
         for step in (1, 2):
