@@ -89,7 +89,9 @@ class Trainer:
                 if isinstance(hook, StartHook):
                     hook.on_start(state)
             for step in range(int(state.step), self.steps):
-                state, metrics = self.train.step(state, self.batches.batch(step))
+                batch = self.batches.batch(step)
+                with jax.profiler.StepTraceAnnotation("step", step_num=step + 1):
+                    state, metrics = self.train.step(state, batch)
                 # At most two steps are in flight: the devices never wait for the host, and the
                 # host, which reads signals and holds batches, does not run far ahead of them.
                 jax.block_until_ready(previous)

@@ -22,7 +22,7 @@ class WandbWriter:
       folder: of its local files; None: `wandb/` in the working directory.
 
     Raises:
-      UserError: wandb is not installed.
+      UserError: wandb is not installed, or nobody is logged in.
     """
 
     def __init__(
@@ -41,14 +41,20 @@ class WandbWriter:
             ) from None
         path = None if folder is None else Path(folder) / "wandb-id.txt"
         known = path.read_text().strip() if path is not None and path.exists() else None
-        self._run = wandb.init(
-            project=project,
-            name=name,
-            config=None if config is None else dict(config),
-            dir=None if folder is None else str(folder),
-            id=known,
-            resume="allow",
-        )
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=name,
+                config=None if config is None else dict(config),
+                dir=None if folder is None else str(folder),
+                id=known,
+                resume="allow",
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"train.wandb_project={project!r}: {' '.join(str(error).split())} Or set "
+                "WANDB_MODE=offline."
+            ) from None
         if path is not None and known is None:
             path.write_text(f"{self._run.id}\n")
 
