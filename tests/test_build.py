@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from hybrid_jax.build import build, build_train_step
+from hybrid_jax.build import build, build_hooks, build_log, build_train_step, build_watchdog
 from hybrid_jax.config.load import load_config
+from hybrid_jax.hooks import Heartbeat, Profile, StopWhenDiverged
+from hybrid_jax.metrics.log import Log
 from hybrid_jax.train.state import TrainState
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -38,3 +40,35 @@ def test_held_out_batches_are_limited_and_scored_by_the_same_tokens():
     counts = np.bincount(run.batches.tokens, minlength=256) + 1.0
     nll = np.log(counts.sum() / counts)[targets]
     np.testing.assert_allclose(run.unigram_loss, (nll * weights).sum() / weights.sum(), rtol=1e-6)
+
+
+class Other:
+    def on_step(self, step, state, metrics):
+        pass
+
+    def on_end(self, state):
+        pass
+
+
+def test_hooks_stand_in_their_order(tmp_path):
+    overrides = [
+        f"train.output_dir={tmp_path}",
+        "train.profile_steps=[2,3]",
+        "train.stall_seconds=60",
+        "train.eval_batches=1",
+    ]
+    run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
+    with build_log(run) as log, build_watchdog(run.config) as watchdog:
+        assert (tmp_path / "heartbeats" / "heartbeat-0.json").exists()
+        hooks = build_hooks(run, log, [Other()], watchdog=watchdog)
+        kinds = [Log, Profile, Other, Heartbeat, StopWhenDiverged]
+        assert [type(hook) for hook in hooks] == kinds
+        assert build_hooks(run, log, watchdog=watchdog)[-1].max_skipped == 5
+
+
+def test_hooks_that_nobody_wants():
+    overrides = ["train.max_skipped=null", "train.eval_batches=1"]
+    run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
+    with build_log(run) as log, build_watchdog(run.config) as watchdog:
+        assert watchdog is None
+        assert build_hooks(run, log, watchdog=watchdog) == (log,)
