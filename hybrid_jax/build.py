@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
@@ -18,16 +19,20 @@ from hybrid_jax.data.prefetch import Prefetch
 from hybrid_jax.data.source import TokenSource
 from hybrid_jax.data.unigram import unigram_loss
 from hybrid_jax.errors import UserError
+from hybrid_jax.hooks import Heartbeat, Profile, StopWhenDiverged
 from hybrid_jax.inspect.hardware import peak_flops
 from hybrid_jax.metrics.files import JsonlWriter, TensorBoardWriter
 from hybrid_jax.metrics.log import Log, Writer
+from hybrid_jax.metrics.wandb import WandbWriter
 from hybrid_jax.models.decoder import Decoder
 from hybrid_jax.runtime.cpu import force_cpu_devices
+from hybrid_jax.runtime.watchdog import Watchdog
 from hybrid_jax.sharding.doctor import Finding, examine
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.sharding.rules import resolve_rules
 from hybrid_jax.train.optimizer import make_learning_rate, make_optimizer
 from hybrid_jax.train.step import TrainStep, make_train_step
+from hybrid_jax.trainer import Hook
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ def build_train_step(config: RunConfig) -> TrainStep:
         config.strategy,
         make_mesh(config.strategy),
         clip_norm=config.optimizer.clip_norm,
+        spike_sigmas=config.train.spike_sigmas,
         seed=config.train.seed,
     )
 
@@ -136,14 +142,35 @@ def _start_devices(config: RunConfig) -> None:
         force_cpu_devices(config.cpu_devices)
 
 
-def build_log(run: Run, writers: Sequence[Writer] = ()) -> Log:
-    """Returns the log of a run, which writes to `writers` and to the files of `output_dir`.
+def build_log(run: Run, writers: Sequence[Writer] = (), resume_from: int | None = None) -> Log:
+    """Returns the log of a run, which writes to `writers` and to where its config says.
+
+    Args:
+      writers: more places, such as the terminal.
+      resume_from: the step from which the run goes on: what an earlier one wrote beyond it to
+        `output_dir` is dropped; None: it stays.
 
     Raises:
-      UserError: the folder cannot be made.
+      UserError: the folder cannot be made, or Weights & Biases cannot be reached.
     """
     config, devices = run.config, run.train.mesh.devices
-    folder = config.train.output_dir
+    peak = peak_flops(devices.flat[0].device_kind)
+    schedule = make_learning_rate(config.optimizer, config.train.steps)
+    return Log(
+        [*writers, *_make_writers(config, resume_from)],
+        every=config.train.log_every,
+        tokens_per_step=config.data.global_batch * config.data.seq_len,
+        flops_per_token=flops_per_token(config.model, config.data.seq_len),
+        peak_flops=None if peak is None else peak * devices.size,
+        learning_rates=np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps))).tolist(),
+        input_wait=lambda: run.batches.wait_seconds,
+    )
+
+
+def _make_writers(config: RunConfig, resume_from: int | None) -> list[Writer]:
+    project, folder = config.train.wandb_project, config.train.output_dir
+    path: Path | None = None
+    writers: list[Writer] = []
     if folder is not None:
         path = Path(folder).expanduser()
         try:
@@ -153,15 +180,54 @@ def build_log(run: Run, writers: Sequence[Writer] = ()) -> Log:
                 f"train.output_dir={folder!r} cannot be made: {error.strerror}; choose a folder "
                 "that you may write to, or null for no files."
             ) from None
-        writers = [*writers, JsonlWriter(path / "metrics.jsonl"), TensorBoardWriter(path)]
-    peak = peak_flops(devices.flat[0].device_kind)
-    schedule = make_learning_rate(config.optimizer, config.train.steps)
-    return Log(
-        writers,
-        every=config.train.log_every,
-        tokens_per_step=config.data.global_batch * config.data.seq_len,
-        flops_per_token=flops_per_token(config.model, config.data.seq_len),
-        peak_flops=None if peak is None else peak * devices.size,
-        learning_rates=np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps))).tolist(),
-        input_wait=lambda: run.batches.wait_seconds,
-    )
+        writers = [
+            JsonlWriter(path / "metrics.jsonl", resume_from),
+            TensorBoardWriter(path, resume_from),
+        ]
+    if project is not None:
+        name = None if path is None else path.resolve().name
+        writers.append(WandbWriter(project, name, asdict(config), path))
+    return writers
+
+
+def build_watchdog(config: RunConfig) -> contextlib.AbstractContextManager[Watchdog | None]:
+    """Returns the watchdog of this process, to be closed; None where none is asked for.
+
+    Raises:
+      UserError: the folder of its heartbeats cannot be made.
+    """
+    seconds, folder = config.train.stall_seconds, config.train.output_dir
+    if seconds is None:
+        return contextlib.nullcontext()
+    path = None if folder is None else Path(folder).expanduser() / "heartbeats"
+    return Watchdog(seconds, path, jax.process_index(), jax.process_count())
+
+
+def build_hooks(
+    run: Run,
+    log: Log,
+    others: Sequence[Hook] = (),
+    *,
+    watchdog: Watchdog | None = None,
+    last_checkpoint: Callable[[], str | None] = lambda: None,
+) -> tuple[Hook, ...]:
+    """Returns the hooks of a run, in the order in which they belong.
+
+    Args:
+      log: from `build_log`.
+      others: such as evaluating and saving.
+      watchdog: from `build_watchdog`.
+      last_checkpoint: returns where the newest good checkpoint is, to be named when the run ends.
+    """
+    config = run.config.train
+    hooks: list[Hook] = [log]
+    if config.profile_steps is not None:
+        assert config.output_dir is not None, "the config has checked it"
+        folder = Path(config.output_dir).expanduser() / "profile"
+        hooks.append(Profile(*config.profile_steps, folder))
+    hooks += others
+    if watchdog is not None:
+        hooks.append(Heartbeat(watchdog))
+    if config.max_skipped is not None:
+        hooks.append(StopWhenDiverged(config.max_skipped, last_checkpoint))
+    return tuple(hooks)

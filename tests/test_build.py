@@ -6,10 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from hybrid_jax.build import build, build_data, build_train_step
+from hybrid_jax.build import (
+    build,
+    build_data,
+    build_hooks,
+    build_log,
+    build_train_step,
+    build_watchdog,
+)
 from hybrid_jax.config.load import load_config
 from hybrid_jax.data.open import open_source
 from hybrid_jax.errors import UserError
+from hybrid_jax.hooks import Heartbeat, Profile, StopWhenDiverged
+from hybrid_jax.metrics.log import Log
 from hybrid_jax.train.state import TrainState
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -76,3 +85,35 @@ def test_bad_data_is_told_before_a_model_is_built():
     config = load_config(CONFIGS[-1].with_name("quickstart.yaml"), ["data.source=nothing"])
     with pytest.raises(UserError, match="no text 'nothing'"):
         build(config)
+
+
+class Other:
+    def on_step(self, step, state, metrics):
+        pass
+
+    def on_end(self, state):
+        pass
+
+
+def test_hooks_stand_in_their_order(tmp_path):
+    overrides = [
+        f"train.output_dir={tmp_path}",
+        "train.profile_steps=[2,3]",
+        "train.stall_seconds=60",
+        "train.eval_batches=1",
+    ]
+    run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
+    with build_log(run) as log, build_watchdog(run.config) as watchdog:
+        assert (tmp_path / "heartbeats" / "heartbeat-0.json").exists()
+        hooks = build_hooks(run, log, [Other()], watchdog=watchdog)
+        kinds = [Log, Profile, Other, Heartbeat, StopWhenDiverged]
+        assert [type(hook) for hook in hooks] == kinds
+        assert build_hooks(run, log, watchdog=watchdog)[-1].max_skipped == 5
+
+
+def test_hooks_that_nobody_wants():
+    overrides = ["train.max_skipped=null", "train.eval_batches=1"]
+    run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
+    with build_log(run) as log, build_watchdog(run.config) as watchdog:
+        assert watchdog is None
+        assert build_hooks(run, log, watchdog=watchdog) == (log,)

@@ -173,6 +173,8 @@ def _describe(hint: Any) -> str:
         return "null"
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
+    if hint == tuple[int, int]:
+        return "a list of two whole numbers"
     if get_origin(hint) is tuple:
         return "a list of pairs [logical name, mesh axis]"
     return " or ".join(_describe(choice) for choice in get_args(hint))

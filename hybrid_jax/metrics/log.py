@@ -40,7 +40,8 @@ class Log:
       tokens_per_step: tokens in a global batch.
       flops_per_token: floating-point operations that the model needs for one token.
       peak_flops: FLOP/s of all devices together; None where it is not known.
-      learning_rates: of every update of the run, on the host; None: not recorded.
+      learning_rates: of every update of the run, on the host; None: not recorded. A skipped step
+        makes no update: its record has the rate of the last one made.
       input_wait: returns the seconds waited for input so far; None: not recorded.
     """
 
@@ -104,7 +105,8 @@ class Log:
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         if self.learning_rates is not None:
-            values["learning_rate"] = float(self.learning_rates[step - 1])
+            updates = step - int(values.get("skipped", 0))
+            values["learning_rate"] = float(self.learning_rates[max(updates, 1) - 1])
         self.write(step, values | self._throughput(step))
 
     def _throughput(self, step: int) -> dict[str, float]:

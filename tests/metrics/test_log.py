@@ -102,6 +102,14 @@ def test_learning_rates_are_those_of_the_updates():
     assert [values["learning_rate"] for _, values in collect.records] == [0.1, 0.2]
 
 
+def test_learning_rates_count_the_updates_made():
+    log, collect = make_log(learning_rates=[0.1, 0.2, 0.3, 0.4])
+    for step, skipped in enumerate((1, 1, 2, 2), start=1):
+        log.on_step(step, None, {**metrics(0), "skipped": jnp.int32(skipped)})
+    log.on_end(None)
+    assert [values["learning_rate"] for _, values in collect.records] == [0.1, 0.1, 0.1, 0.2]
+
+
 def test_writers_are_closed_when_the_run_fails():
     log, collect = make_log()
     with pytest.raises(RuntimeError), log:

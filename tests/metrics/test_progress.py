@@ -32,6 +32,11 @@ def test_waiting_for_input_is_shown_where_it_matters(share, shown):
     assert describe({"loss": 2.5, "input_wait_share": share}, 3) == f"loss 2.500{shown}"
 
 
+def test_skipped_updates_are_shown():
+    assert describe({"loss": 2.5, "skipped": 0.0}, 1) == "loss 2.500"
+    assert describe({"loss": 2.5, "skipped": 3.0}, 1) == "loss 2.500  3 skipped"
+
+
 def test_a_bar_in_a_terminal():
     text = show(terminal=True)
     assert "8/20" in text
