@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
@@ -13,18 +14,25 @@ import numpy as np
 from hybrid_jax.config.model import flops_per_token
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.data.batches import Batches, EvaluationBatches
-from hybrid_jax.data.text import load_corpus, unigram_loss
+from hybrid_jax.data.open import check_sources, open_source
+from hybrid_jax.data.prefetch import Prefetch
+from hybrid_jax.data.source import TokenSource
+from hybrid_jax.data.unigram import unigram_loss
 from hybrid_jax.errors import UserError
+from hybrid_jax.hooks import Heartbeat, Profile, StopWhenDiverged
 from hybrid_jax.inspect.hardware import peak_flops
 from hybrid_jax.metrics.files import JsonlWriter, TensorBoardWriter
 from hybrid_jax.metrics.log import Log, Writer
+from hybrid_jax.metrics.wandb import WandbWriter
 from hybrid_jax.models.decoder import Decoder
 from hybrid_jax.runtime.cpu import force_cpu_devices
+from hybrid_jax.runtime.watchdog import Watchdog
 from hybrid_jax.sharding.doctor import Finding, examine
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.sharding.rules import resolve_rules
 from hybrid_jax.train.optimizer import make_learning_rate, make_optimizer
 from hybrid_jax.train.step import TrainStep, make_train_step
+from hybrid_jax.trainer import Hook
 
 
 @dataclass(frozen=True)
@@ -35,18 +43,22 @@ class Run:
       config: what they were built from.
       model: the decoder.
       train: its train step on the mesh.
-      batches: training batches.
+      batches: training batches, made ahead on a thread.
       validation: held-out batches.
-      unigram_loss: loss of byte frequencies alone on `validation`, in nats per byte: what a
+      unigram_loss: loss of token frequencies alone on `validation`, in nats per token: what a
         trained model has to beat.
+      bytes_per_token: of the held-out text, for losses in bits per byte.
+      data_fingerprint: all that `batches` depend on; a run goes on exactly only with the same.
     """
 
     config: RunConfig
     model: Decoder
     train: TrainStep
-    batches: Batches
+    batches: Prefetch
     validation: EvaluationBatches
     unigram_loss: float
+    bytes_per_token: float
+    data_fingerprint: str
 
 
 def build(config: RunConfig) -> Run:
@@ -55,21 +67,50 @@ def build(config: RunConfig) -> Run:
     Raises:
       UserError: too few or too many devices, no such text, or a model that does not divide.
     """
+    batches, validation = build_data(config)
     train = build_train_step(config)
-    data = config.data
-    corpus = load_corpus(data.source, data.validation_fraction)
-    held_out = corpus.validation
-    if config.train.eval_batches is not None:
-        # One token more: the last input's target.
-        held_out = held_out[: config.train.eval_batches * data.global_batch * data.seq_len + 1]
+    held_out = validation.sources
     return Run(
         config=config,
         model=train.model,  # pyright: ignore[reportArgumentType]
         train=train,
-        batches=Batches(corpus.train, data.global_batch, data.seq_len, data.seed),
-        validation=EvaluationBatches(held_out, data.global_batch, data.seq_len),
-        unigram_loss=unigram_loss(corpus.train, held_out[1:]),
+        batches=Prefetch(batches),
+        validation=validation,
+        unigram_loss=unigram_loss(batches, validation),
+        bytes_per_token=sum(s.num_bytes for s in held_out) / sum(s.num_tokens for s in held_out),
+        data_fingerprint=batches.fingerprint,
     )
+
+
+def build_data(config: RunConfig) -> tuple[Batches, EvaluationBatches]:
+    """Returns the training batches and the held-out ones; reads files, starts no device.
+
+    Raises:
+      UserError: no such text or corpus, too little in it, or one that the model cannot read.
+    """
+    data, mixture = config.data, config.data.mixture
+    sources = [open_source(source.path) for source in mixture]
+    check_sources(sources, config.model.vocab_size)
+    parts = [source.split(data.validation_fraction) for source in sources]
+    weights = [source.weight for source in mixture]
+    sizes = {"global_batch": data.global_batch, "seq_len": data.seq_len}
+    held_out = [part for _, part in parts]
+    if config.train.eval_batches is not None:
+        num_rows = config.train.eval_batches * data.global_batch
+        held_out = [
+            _first_rows(source, num_rows * weight, data.seq_len)
+            for source, weight in zip(held_out, weights, strict=True)
+        ]
+    train = [part for part, _ in parts]
+    return (
+        Batches(train, weights=weights, seed=data.seed, **sizes),
+        EvaluationBatches(held_out, **sizes),
+    )
+
+
+def _first_rows(source: TokenSource, num_rows: float, seq_len: int) -> TokenSource:
+    """The beginning of a source, at least a row; one token more: the last input's target."""
+    return source.first(max(1, int(num_rows)) * seq_len + 1)
 
 
 def build_train_step(config: RunConfig) -> TrainStep:
@@ -82,6 +123,7 @@ def build_train_step(config: RunConfig) -> TrainStep:
         config.strategy,
         make_mesh(config.strategy),
         clip_norm=config.optimizer.clip_norm,
+        spike_sigmas=config.train.spike_sigmas,
         seed=config.train.seed,
     )
 
@@ -100,14 +142,35 @@ def _start_devices(config: RunConfig) -> None:
         force_cpu_devices(config.cpu_devices)
 
 
-def build_log(run: Run, writers: Sequence[Writer] = ()) -> Log:
-    """Returns the log of a run, which writes to `writers` and to the files of `output_dir`.
+def build_log(run: Run, writers: Sequence[Writer] = (), resume_from: int | None = None) -> Log:
+    """Returns the log of a run, which writes to `writers` and to where its config says.
+
+    Args:
+      writers: more places, such as the terminal.
+      resume_from: the step from which the run goes on: what an earlier one wrote beyond it to
+        `output_dir` is dropped; None: it stays.
 
     Raises:
-      UserError: the folder cannot be made.
+      UserError: the folder cannot be made, or Weights & Biases cannot be reached.
     """
     config, devices = run.config, run.train.mesh.devices
-    folder = config.train.output_dir
+    peak = peak_flops(devices.flat[0].device_kind)
+    schedule = make_learning_rate(config.optimizer, config.train.steps)
+    return Log(
+        [*writers, *_make_writers(config, resume_from)],
+        every=config.train.log_every,
+        tokens_per_step=config.data.global_batch * config.data.seq_len,
+        flops_per_token=flops_per_token(config.model, config.data.seq_len),
+        peak_flops=None if peak is None else peak * devices.size,
+        learning_rates=np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps))).tolist(),
+        input_wait=lambda: run.batches.wait_seconds,
+    )
+
+
+def _make_writers(config: RunConfig, resume_from: int | None) -> list[Writer]:
+    project, folder = config.train.wandb_project, config.train.output_dir
+    path: Path | None = None
+    writers: list[Writer] = []
     if folder is not None:
         path = Path(folder).expanduser()
         try:
@@ -117,14 +180,54 @@ def build_log(run: Run, writers: Sequence[Writer] = ()) -> Log:
                 f"train.output_dir={folder!r} cannot be made: {error.strerror}; choose a folder "
                 "that you may write to, or null for no files."
             ) from None
-        writers = [*writers, JsonlWriter(path / "metrics.jsonl"), TensorBoardWriter(path)]
-    peak = peak_flops(devices.flat[0].device_kind)
-    schedule = make_learning_rate(config.optimizer, config.train.steps)
-    return Log(
-        writers,
-        every=config.train.log_every,
-        tokens_per_step=config.data.global_batch * config.data.seq_len,
-        flops_per_token=flops_per_token(config.model, config.data.seq_len),
-        peak_flops=None if peak is None else peak * devices.size,
-        learning_rates=np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps))).tolist(),
-    )
+        writers = [
+            JsonlWriter(path / "metrics.jsonl", resume_from),
+            TensorBoardWriter(path, resume_from),
+        ]
+    if project is not None:
+        name = None if path is None else path.resolve().name
+        writers.append(WandbWriter(project, name, asdict(config), path))
+    return writers
+
+
+def build_watchdog(config: RunConfig) -> contextlib.AbstractContextManager[Watchdog | None]:
+    """Returns the watchdog of this process, to be closed; None where none is asked for.
+
+    Raises:
+      UserError: the folder of its heartbeats cannot be made.
+    """
+    seconds, folder = config.train.stall_seconds, config.train.output_dir
+    if seconds is None:
+        return contextlib.nullcontext()
+    path = None if folder is None else Path(folder).expanduser() / "heartbeats"
+    return Watchdog(seconds, path, jax.process_index(), jax.process_count())
+
+
+def build_hooks(
+    run: Run,
+    log: Log,
+    others: Sequence[Hook] = (),
+    *,
+    watchdog: Watchdog | None = None,
+    last_checkpoint: Callable[[], str | None] = lambda: None,
+) -> tuple[Hook, ...]:
+    """Returns the hooks of a run, in the order in which they belong.
+
+    Args:
+      log: from `build_log`.
+      others: such as evaluating and saving.
+      watchdog: from `build_watchdog`.
+      last_checkpoint: returns where the newest good checkpoint is, to be named when the run ends.
+    """
+    config = run.config.train
+    hooks: list[Hook] = [log]
+    if config.profile_steps is not None:
+        assert config.output_dir is not None, "the config has checked it"
+        folder = Path(config.output_dir).expanduser() / "profile"
+        hooks.append(Profile(*config.profile_steps, folder))
+    hooks += others
+    if watchdog is not None:
+        hooks.append(Heartbeat(watchdog))
+    if config.max_skipped is not None:
+        hooks.append(StopWhenDiverged(config.max_skipped, last_checkpoint))
+    return tuple(hooks)

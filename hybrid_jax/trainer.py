@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import threading
 from collections.abc import Mapping, Sequence
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
+from hybrid_jax.runtime.stop import StopSignal
 from hybrid_jax.train.state import TrainState
 
 
@@ -44,6 +40,14 @@ class Hook(Protocol):
         """Called once, when the run has ended or has been stopped."""
 
 
+@runtime_checkable
+class StartHook(Protocol):
+    """What a hook has too, if it wants to see the run before its first step."""
+
+    def on_start(self, state: TrainState) -> None:
+        """Called once, before the first update; `state.step` updates have been made before."""
+
+
 class Trainer:
     """Runs a train step over batches until a number of updates has been made.
 
@@ -55,15 +59,24 @@ class Trainer:
       batches: gives the batch of each update, such as `Batches(…)`.
       steps: updates that the state has seen at the end of the run.
       hooks: called in this order after each update.
+      grace_seconds: if the run does not end, hooks included, within this time of the signal, the
+        process does, with status 75; None: it may take any time.
     """
 
     def __init__(
-        self, train: Stepper, batches: BatchSource, *, steps: int, hooks: Sequence[Hook] = ()
+        self,
+        train: Stepper,
+        batches: BatchSource,
+        *,
+        steps: int,
+        hooks: Sequence[Hook] = (),
+        grace_seconds: float | None = None,
     ) -> None:
         self.train = train
         self.batches = batches
         self.steps = steps
         self.hooks = tuple(hooks)
+        self.grace_seconds = grace_seconds
 
     def fit(self, state: TrainState) -> TrainState:
         """Returns the state after `steps` updates, or fewer if the run was stopped.
@@ -71,9 +84,14 @@ class Trainer:
         It goes on from `state.step`. `state` is donated; use what is returned.
         """
         previous = None
-        with _StopSignal() as stop:
+        with StopSignal(self.grace_seconds) as stop:
+            for hook in self.hooks:
+                if isinstance(hook, StartHook):
+                    hook.on_start(state)
             for step in range(int(state.step), self.steps):
-                state, metrics = self.train.step(state, self.batches.batch(step))
+                batch = self.batches.batch(step)
+                with jax.profiler.StepTraceAnnotation("step", step_num=step + 1):
+                    state, metrics = self.train.step(state, batch)
                 # At most two steps are in flight: the devices never wait for the host, and the
                 # host, which reads signals and holds batches, does not run far ahead of them.
                 jax.block_until_ready(previous)
@@ -100,6 +118,11 @@ class EveryN:
         self.n = n
         self.hook = hook
 
+    def on_start(self, state: TrainState) -> None:
+        """Calls the hook, if it wants to be."""
+        if isinstance(self.hook, StartHook):
+            self.hook.on_start(state)
+
     def on_step(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array]) -> None:
         """Calls the hook if N divides `step`."""
         if step % self.n == 0:
@@ -108,28 +131,3 @@ class EveryN:
     def on_end(self, state: TrainState) -> None:
         """Calls the hook."""
         self.hook.on_end(state)
-
-
-class _StopSignal(contextlib.AbstractContextManager):
-    """Remembers a first SIGINT or SIGTERM instead of dying of it; lets a second one through."""
-
-    received = False
-
-    def __enter__(self) -> _StopSignal:
-        # Python delivers signals to the main thread only and forbids handlers set elsewhere.
-        main = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
-        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.received = True
-        self.__exit__()
-        name = signal.Signals(number).name
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, f"\n{name}: stopping after this step; once more to stop at once.\n".encode())

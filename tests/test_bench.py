@@ -61,15 +61,16 @@ def test_the_baseline_does_what_the_train_step_does(strategy, clip_norm):
     )
 
 
-def test_bf16_baseline_agrees_to_its_precision():
+@pytest.mark.parametrize(("precision", "rtol"), [("bf16", 1e-2), ("fp16", 1e-3)])
+def test_a_half_baseline_agrees_to_its_precision(precision, rtol):
     model, batch, tx = decoder(), plain_batch(), optax.sgd(0.1)
-    losses = []
-    for precision in ("f32", "bf16"):
-        init, step = make_plain_step(model, tx, precision=precision, microbatches=2)
+    found = []
+    for name in ("f32", precision):
+        init, step = make_plain_step(model, tx, precision=name, microbatches=2)
         _, metrics = step(init(jax.random.key(0)), {**batch, "weights": np.ones((8, 8), "f")})
-        losses.append(float(metrics["loss"]))
-    assert losses[0] != losses[1]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-2)
+        found.append([float(metrics[name]) for name in ("loss", "grad_norm")])
+    assert found[0] != found[1]
+    np.testing.assert_allclose(found[1], found[0], rtol=rtol)
 
 
 def test_the_baseline_knows_nothing_of_the_executor():

@@ -6,8 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from hybrid_jax.build import build, build_train_step
+from hybrid_jax.build import (
+    build,
+    build_data,
+    build_hooks,
+    build_log,
+    build_train_step,
+    build_watchdog,
+)
 from hybrid_jax.config.load import load_config
+from hybrid_jax.data.open import open_source
+from hybrid_jax.errors import UserError
+from hybrid_jax.hooks import Heartbeat, Profile, StopWhenDiverged
+from hybrid_jax.metrics.log import Log
 from hybrid_jax.train.state import TrainState
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -35,6 +46,74 @@ def test_held_out_batches_are_limited_and_scored_by_the_same_tokens():
     targets = np.concatenate([batch["targets"].ravel() for batch in run.validation])
     weights = np.concatenate([batch["weights"].ravel() for batch in run.validation])
     assert weights.sum() == 2 * 8 * 16
-    counts = np.bincount(run.batches.tokens, minlength=256) + 1.0
+    train, held_out = open_source("kjv").split(0.05)
+    counts = np.bincount(train.tokens, minlength=256) + 1.0
+    np.testing.assert_array_equal(targets, held_out.tokens[1 : len(targets) + 1])
     nll = np.log(counts.sum() / counts)[targets]
     np.testing.assert_allclose(run.unigram_loss, (nll * weights).sum() / weights.sum(), rtol=1e-6)
+    assert run.bytes_per_token == 1.0
+    with run.batches as batches:
+        first = batches.batch(0)["tokens"]
+    np.testing.assert_array_equal(first, build_data(run.config)[0].batch(0)["tokens"])
+    assert run.data_fingerprint == build_data(run.config)[0].fingerprint
+
+
+def test_a_mixture_is_trained_and_evaluated_by_its_weights(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a" * 3000)
+    (tmp_path / "b.txt").write_bytes(b"b" * 3000)
+    sources = (
+        f"[{{path: {tmp_path}/a.txt, weight: 0.75}}, {{path: {tmp_path}/b.txt, weight: 0.25}}]"
+    )
+    overrides = [
+        "data.source=null",
+        f"data.sources={sources}",
+        "data.validation_fraction=0.5",
+        "train.eval_batches=3",
+        "data.global_batch=8",
+        "data.seq_len=16",
+    ]
+    config = load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides)
+    batches, validation = build_data(config)
+    train_targets = [batches.batch(step)["targets"] for step in range(5)]
+    held_out_targets = [batch["targets"] for batch in validation]
+    for targets in (train_targets, held_out_targets):
+        np.testing.assert_array_equal(np.mean(np.array(targets) == ord("b")), 0.25)
+    assert len(validation) == 3
+
+
+def test_bad_data_is_told_before_a_model_is_built():
+    config = load_config(CONFIGS[-1].with_name("quickstart.yaml"), ["data.source=nothing"])
+    with pytest.raises(UserError, match="no text 'nothing'"):
+        build(config)
+
+
+class Other:
+    def on_step(self, step, state, metrics):
+        pass
+
+    def on_end(self, state):
+        pass
+
+
+def test_hooks_stand_in_their_order(tmp_path):
+    overrides = [
+        f"train.output_dir={tmp_path}",
+        "train.profile_steps=[2,3]",
+        "train.stall_seconds=60",
+        "train.eval_batches=1",
+    ]
+    run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
+    with build_log(run) as log, build_watchdog(run.config) as watchdog:
+        assert (tmp_path / "heartbeats" / "heartbeat-0.json").exists()
+        hooks = build_hooks(run, log, [Other()], watchdog=watchdog)
+        kinds = [Log, Profile, Other, Heartbeat, StopWhenDiverged]
+        assert [type(hook) for hook in hooks] == kinds
+        assert build_hooks(run, log, watchdog=watchdog)[-1].max_skipped == 5
+
+
+def test_hooks_that_nobody_wants():
+    overrides = ["train.max_skipped=null", "train.eval_batches=1"]
+    run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
+    with build_log(run) as log, build_watchdog(run.config) as watchdog:
+        assert watchdog is None
+        assert build_hooks(run, log, watchdog=watchdog) == (log,)

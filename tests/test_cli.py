@@ -159,8 +159,8 @@ def test_bench_prints_a_table_and_writes_json(config, capsys):
         ),
         (
             ["train", "{config}", "data.source={folder}/txt.txt"],
-            "no text '{folder}/txt.txt': give the path of a text file, or 'kjv' for the bundled "
-            "text. Did you mean 'text.txt'?",
+            "no text '{folder}/txt.txt': give the path of a text file or of a prepared corpus, or "
+            "'kjv' for the bundled text. Did you mean 'text.txt'?",
         ),
         (
             ["train", "{config}", "data.source={folder}/empty.txt"],

@@ -52,7 +52,7 @@ HOUSE = [
     (4, "plan", ["plan.*"]),
     (4, "runtime", ["runtime.*"]),
     (4, "metrics", ["metrics.*"]),
-    (5, "trainer", ["trainer", "hooks"]),
+    (5, "trainer", ["trainer", "hooks.*"]),
     (5, "bench", ["bench.*"]),
     (6, "wiring", ["", "__main__", "build", "cli.*"]),
 ]

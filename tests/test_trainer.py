@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +69,45 @@ def test_a_finished_run_makes_no_step():
     recorder = Recorder()
     Trainer(Counting(), Numbers(), steps=3, hooks=[recorder]).fit(start(step=3))
     assert (recorder.steps, recorder.ended) == ([], [3])
+
+
+def test_a_hook_may_see_the_start():
+    class Starting(Recorder):
+        started = None
+
+        def on_start(self, state):
+            assert self.steps == []
+            self.started = int(state.step)
+
+    hooks = [Starting(), EveryN(2, inner := Starting()), EveryN(2, Recorder())]
+    Trainer(Counting(), Numbers(), steps=5, hooks=hooks).fit(start(step=3))
+    assert (hooks[0].started, inner.started) == (3, 3)
+
+
+def test_the_grace_time_covers_the_hooks():
+    """In a process of its own, which it ends."""
+    code = """
+import os, signal, sys, time
+sys.path.insert(0, "tests")
+from test_trainer import *
+
+class Saving(Recorder):
+    def on_end(self, state):
+        time.sleep(60)
+
+batches = Numbers(at=2, do=lambda: os.kill(os.getpid(), signal.SIGTERM))
+Trainer(Counting(), batches, steps=9, hooks=[Saving()], grace_seconds=0.5).fit(start())
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 75, result.stderr
+    assert "in on_end" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: the run did not end within 0.5 s")
 
 
 def test_every_n():

@@ -25,7 +25,7 @@ def make_plain_step(
     *,
     microbatches: int = 1,
     remat: Literal["none", "dots", "layer", "stage"] = "layer",
-    precision: Literal["bf16", "f32"] = "bf16",
+    precision: Literal["bf16", "fp16", "f32"] = "bf16",
     clip_norm: float | None = None,
     seed: int = 0,
 ) -> tuple[Callable[[jax.Array], State], Callable[[State, Batch], tuple[State, dict]]]:
@@ -38,7 +38,8 @@ def make_plain_step(
     Args:
       microbatches: equal slices of the batch, run one after the other.
       remat: what the backward pass computes again; "stage" is the whole stack of layers.
-      precision: of the compute; parameters, gradients and optimizer are f32.
+      precision: of the compute; parameters, gradients and optimizer are f32. In fp16 it is
+        the sum of the losses that is differentiated: gradients of their mean are too small for it.
       clip_norm: gradients are scaled down to this global norm; None for no clipping.
       seed: of dropout.
     """
@@ -52,18 +53,21 @@ def make_plain_step(
         count, params, opt_state = state
         key = jax.random.fold_in(jax.random.key(seed), count)
         weight = jnp.sum(batch["weights"])
+        divisor = jnp.ones_like(weight) if precision == "fp16" else weight
         batch = {**batch, "example": jnp.arange(len(batch["tokens"]), dtype=jnp.int32)}
 
         def accumulate(total, microbatch):
-            part = loss_and_gradients(params, microbatch, weight, key)
+            part = loss_and_gradients(params, microbatch, divisor, key)
             return jax.tree.map(jnp.add, total, part), None
 
         if microbatches == 1:
-            loss, grads = loss_and_gradients(params, batch, weight, key)
+            loss, grads = loss_and_gradients(params, batch, divisor, key)
         else:
             slices = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
             zero = jax.tree.map(jnp.zeros_like, (weight, params))
             (loss, grads), _ = lax.scan(accumulate, zero, slices)
+        if precision == "fp16":
+            loss, grads = jax.tree.map(lambda total: total / weight, (loss, grads))
         grad_norm = optax.tree.norm(grads)
         if clip_norm is not None:
             scale = jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-12))
@@ -77,9 +81,9 @@ def make_plain_step(
 
 
 def _make_loss(model: StagedModel, remat: str, precision: str) -> Callable[..., jax.Array]:
-    """(params, batch, weight of the whole batch, key) -> this batch's part of the mean loss."""
-    dtype = {"bf16": jnp.bfloat16, "f32": jnp.float32}[precision]
-    matmul_precision = {"bf16": "default", "f32": "highest"}[precision]
+    """(params, batch, divisor, key) -> the sum of this batch's losses by the divisor."""
+    dtype = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "f32": jnp.float32}[precision]
+    matmul_precision = "highest" if precision == "f32" else "default"
 
     def block(layer_params, x, batch, key):
         return model.block(layer_params, x, batch, key=key, constrain=unconstrained)
@@ -101,13 +105,13 @@ def _make_loss(model: StagedModel, remat: str, precision: str) -> Callable[..., 
     if remat == "stage":
         layers = jax.checkpoint(layers)
 
-    def loss(params, batch, weight, key):
+    def loss(params, batch, divisor, key):
         params = jax.tree.map(lambda param: param.astype(dtype), params)
         embed_key = jax.random.fold_in(key, model.num_layers)
         with jax.default_matmul_precision(matmul_precision):
             x = model.embed(params, batch, key=embed_key, constrain=unconstrained)
             x = layers(params["blocks"], x, batch, key)
             loss_sum, _ = model.head(params, x, batch, constrain=unconstrained)
-        return loss_sum / weight
+        return loss_sum / divisor
 
     return loss

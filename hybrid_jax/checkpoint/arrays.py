@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,6 +126,7 @@ def _digests(arrays: list[Any]) -> list[np.ndarray]:
     return list(np.asarray(_stacked_digests(NamedSharding(mesh, PartitionSpec()))(arrays)))
 
 
+@functools.cache  # one compilation for all saves
 def _stacked_digests(sharding: NamedSharding):
     def stacked(arrays):
         return jax.numpy.stack([digest(array) for array in arrays])

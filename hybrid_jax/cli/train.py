@@ -47,7 +47,7 @@ def _heading(run: Run) -> str:
     return (
         f"{num_params(run.config.model) / 1e6:,.1f} M parameters, {strategy.num_devices} {kind} "
         f"devices ({layout}), {strategy.schedule} schedule, {data.global_batch} x {data.seq_len} "
-        f"tokens of {data.source} per step"
+        f"tokens of {data.describe()} per step"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hybrid_jax.errors import UserError, nearest
@@ -52,3 +52,22 @@ def multiples_near(value: int, unit: int) -> str:
     """
     below = value // unit * unit
     return f"{below} or {below + unit}" if below else str(unit)
+
+
+def check_weights(name: str, weights: Sequence[float]) -> None:
+    """Raises a UserError unless all `weights` are positive and sum to 1, within 1e-6.
+
+    >>> check_weights("weights", [1, 3])
+    Traceback (most recent call last):
+    hybrid_jax.errors.UserError: weights 1, 3 sum to 4, but must sum to 1: use 0.25, 0.75.
+    """
+    shown = ", ".join(f"{weight:g}" for weight in weights)
+    for weight in weights:
+        if not (weight >= 1e-6 and math.isfinite(weight)):
+            raise UserError(
+                f"{name} {shown}: {weight:g} must be at least 1e-6; leave a source out instead."
+            )
+    total = math.fsum(weights)
+    if abs(total - 1) > 1e-6:
+        normalised = ", ".join(f"{weight / total:.7g}" for weight in weights)
+        raise UserError(f"{name} {shown} sum to {total:.7g}, but must sum to 1: use {normalised}.")

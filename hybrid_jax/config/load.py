@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -9,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from hybrid_jax.config.data import DataConfig
+from hybrid_jax.config.data import DataConfig, WeightedSource, parse_sources
 from hybrid_jax.config.model import DecoderConfig, Style, preset
 from hybrid_jax.config.optimizer import OptimizerConfig
 from hybrid_jax.config.run import RunConfig
@@ -117,6 +118,9 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if name not in types:
             raise UserError(f"unknown config field {name!r}.{_suggest(name, types)}")
+        if name == "data.sources":
+            checked[name] = _sources(value)
+            continue
         hint = types[name]
         try:
             if value is None and type(None) not in get_args(hint):
@@ -128,6 +132,14 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
                 f"{nearest(str(value), [c for c in get_args(hint) if isinstance(c, str)])}"
             ) from None
     return checked
+
+
+def _sources(value: Any) -> tuple[WeightedSource, ...] | None:
+    """The list of mappings `data.sources`: from a file, or from the YAML text of an override."""
+    if isinstance(value, str):
+        with contextlib.suppress(yaml.YAMLError):  # no list then either, which is told below
+            value = yaml.safe_load(value)
+    return None if value is None else parse_sources(value)
 
 
 def _suggest(name: str, names: Iterable[str]) -> str:
@@ -161,6 +173,8 @@ def _describe(hint: Any) -> str:
         return "null"
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
+    if hint == tuple[int, int]:
+        return "a list of two whole numbers"
     if get_origin(hint) is tuple:
         return "a list of pairs [logical name, mesh axis]"
     return " or ".join(_describe(choice) for choice in get_args(hint))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hybrid_jax.config.checks import check_int, multiples_near
 from hybrid_jax.config.data import DataConfig
@@ -118,10 +119,16 @@ class RunConfig:
             )
 
     def _check_vocabulary(self):
-        if self.model.vocab_size < _NUM_BYTES:
+        # A folder is a prepared corpus, which says its vocabulary when it is opened.
+        texts = [
+            source.path
+            for source in self.data.mixture
+            if not Path(source.path).expanduser().is_dir()
+        ]
+        if texts and self.model.vocab_size < _NUM_BYTES:
             raise UserError(
-                f"model.vocab_size={self.model.vocab_size} must be at least {_NUM_BYTES}: the data "
-                "are bytes."
+                f"model.vocab_size={self.model.vocab_size} must be at least {_NUM_BYTES}: "
+                f"{texts[0]!r} is text, read as bytes."
             )
 
     def _check_schedule(self):

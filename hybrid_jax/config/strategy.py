@@ -20,7 +20,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "schedule": ("gpipe", "1f1b", "interleaved"),
     "zero": (0, 1, 3),
     "remat": ("none", "dots", "layer", "stage"),
-    "precision": ("bf16", "f32"),
+    "precision": ("bf16", "fp16", "f32"),
 }
 
 
@@ -49,7 +49,8 @@ class Strategy:
         once per step), 3 compute parameters too (gathered per layer). Rajbhandari et al. 2020.
       remat: what the backward pass finds stored: "none" everything, "dots" matmul results, "layer"
         the input of each layer, "stage" the input of each chunk; the rest is computed again.
-      precision: of the compute: "bf16" (parameters, gradients and optimizer stay f32) or "f32".
+      precision: of the compute: "bf16", "fp16" (with dynamic loss scaling, Micikevicius et al.
+        2018) or "f32"; parameters, gradients and optimizer are always f32.
       rules: logical axis names to mesh axes: a preset's name, ordered pairs (logical, mesh axis |
         tuple of them | None), or None for the default preset.
       skip_bubbles: whether idle ticks skip their work rather than mask it. None: on CPU only,
@@ -70,7 +71,7 @@ class Strategy:
     chunks: int = 1
     zero: Literal[0, 1, 3] = 1
     remat: Literal["none", "dots", "layer", "stage"] = "layer"
-    precision: Literal["bf16", "f32"] = "bf16"
+    precision: Literal["bf16", "fp16", "f32"] = "bf16"
     rules: str | RulePairs | None = None
     skip_bubbles: bool | None = None
 

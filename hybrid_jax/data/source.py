@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hybrid_jax.config.checks import check_number
 from hybrid_jax.errors import UserError
 
 
@@ -49,36 +50,42 @@ class TokenSource:
         return len(self.starts)
 
     def split(self, fraction: float) -> tuple[TokenSource, TokenSource]:
-        """Returns (train, held out); held out are the last documents, about `fraction` of all.
+        """Returns (train, held out), cut where about `fraction` of the tokens is left.
 
         A document is never cut, unless there is only one.
 
         Raises:
-          UserError: a part would have fewer than 2 tokens.
+          UserError: a fraction out of (0, 1), or a part with fewer than 2 tokens.
         """
-        target = self.num_tokens * (1 - fraction)
-        inner = self.starts[1:]
-        cut = int(inner[np.abs(inner - target).argmin()]) if len(inner) else round(target)
+        check_number("validation_fraction", fraction, "(0, 1)")
+        cut = self.cut_near(round(self.num_tokens * (1 - fraction)))
         if min(cut, self.num_tokens - cut) < 2:
             raise UserError(
                 f"{self.name!r} has {self.num_tokens} tokens, split into {cut} to train on and "
                 f"{self.num_tokens - cut} held out (data.validation_fraction={fraction}); each "
                 "part needs at least 2: use a longer text or another fraction."
             )
-        first = int(np.searchsorted(self.starts, cut))
-        held_out_starts = self.starts[first:] - cut if first < len(self.starts) else self.starts[:1]
-        share = cut / self.num_tokens
-        return (
-            replace(
-                self,
-                tokens=self.tokens[:cut],
-                starts=self.starts[:first],
-                num_bytes=round(self.num_bytes * share),
-            ),
-            replace(
-                self,
-                tokens=self.tokens[cut:],
-                starts=held_out_starts,
-                num_bytes=self.num_bytes - round(self.num_bytes * share),
-            ),
+        inner = self.starts[np.searchsorted(self.starts, cut, side="right") :]
+        train = self.first(cut)
+        held_out = replace(
+            self,
+            tokens=self.tokens[cut:],
+            starts=np.concatenate([[0], inner - cut]),
+            num_bytes=self.num_bytes - train.num_bytes,
+        )
+        return train, held_out
+
+    def cut_near(self, target: int) -> int:
+        """Returns the index, near `target`, of a token where the source may be split in two."""
+        inner = self.starts[1:]
+        return int(inner[np.abs(inner - target).argmin()]) if len(inner) else target
+
+    def first(self, num_tokens: int) -> TokenSource:
+        """Returns the first `num_tokens` tokens, or all; bytes are counted in proportion."""
+        tokens = self.tokens[:num_tokens]
+        return replace(
+            self,
+            tokens=tokens,
+            starts=self.starts[: np.searchsorted(self.starts, len(tokens))],
+            num_bytes=round(self.num_bytes * len(tokens) / self.num_tokens),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -28,7 +28,9 @@ class Log:
 
     * `step_seconds`: mean over the steps since the last record, compilation excluded;
     * `tokens_per_second` over all devices;
-    * `mfu`, where `peak_flops` is given: model FLOP utilisation (Chowdhery et al. 2022).
+    * `mfu`, where `peak_flops` is given: model FLOP utilisation (Chowdhery et al. 2022);
+    * `input_wait_share`, where `input_wait` is given: the part of that time that went to waiting
+      for input.
 
     As a context manager it closes its writers, also when the run ends in an error.
 
@@ -38,7 +40,9 @@ class Log:
       tokens_per_step: tokens in a global batch.
       flops_per_token: floating-point operations that the model needs for one token.
       peak_flops: FLOP/s of all devices together; None where it is not known.
-      learning_rates: of every update of the run, on the host; None: not recorded.
+      learning_rates: of every update of the run, on the host; None: not recorded. A skipped step
+        makes no update: its record has the rate of the last one made.
+      input_wait: returns the seconds waited for input so far; None: not recorded.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Log:
         flops_per_token: float = 0.0,
         peak_flops: float | None = None,
         learning_rates: Sequence[float] | None = None,
+        input_wait: Callable[[], float] | None = None,
     ) -> None:
         self.writers = tuple(writers)
         self.every = every
@@ -57,9 +62,11 @@ class Log:
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
         self.learning_rates = learning_rates
+        self.input_wait = input_wait
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._clock: float | None = None  # when the step after `_clock_step` could begin
         self._clock_step = 0
+        self._waited = 0.0  # for input, when the clock was read last
 
     def on_step(self, step: int, state: Any, metrics: Mapping[str, jax.Array]) -> None:
         """Writes the last due record and keeps this one, if it is due, for the next call."""
@@ -68,6 +75,7 @@ class Log:
         if self._clock is None:
             # Step `step` has been compiled and dispatched: from here on time is the devices'.
             self._clock, self._clock_step = time.perf_counter(), step - 1
+            self._waited = 0.0 if self.input_wait is None else self.input_wait()
         if step % self.every == 0 or step == 1:
             self._pending = (step, metrics)
 
@@ -97,18 +105,24 @@ class Log:
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         if self.learning_rates is not None:
-            values["learning_rate"] = float(self.learning_rates[step - 1])
+            updates = step - int(values.get("skipped", 0))
+            values["learning_rate"] = float(self.learning_rates[max(updates, 1) - 1])
         self.write(step, values | self._throughput(step))
 
     def _throughput(self, step: int) -> dict[str, float]:
         assert self._clock is not None
         now = time.perf_counter()
-        seconds = (now - self._clock) / (step - self._clock_step)
+        elapsed = now - self._clock
+        seconds = elapsed / (step - self._clock_step)
         self._clock, self._clock_step = now, step
         tokens_per_second = self.tokens_per_step / seconds
         values = {"step_seconds": seconds, "tokens_per_second": tokens_per_second}
         if self.peak_flops is not None:
             values["mfu"] = tokens_per_second * self.flops_per_token / self.peak_flops
+        if self.input_wait is not None:
+            waited = self.input_wait()
+            values["input_wait_share"] = (waited - self._waited) / elapsed
+            self._waited = waited
         return values
 
     def __enter__(self) -> Log:

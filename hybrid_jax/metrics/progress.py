@@ -60,10 +60,14 @@ def describe(values: Mapping[str, float], steps_left: int) -> str:
         parts.append(f"loss {values['loss']:.3f}")
     if "grad_norm" in values:
         parts.append(f"grad norm {values['grad_norm']:.2f}")
+    if values.get("skipped"):
+        parts.append(f"{values['skipped']:.0f} skipped")
     if "tokens_per_second" in values:
         parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
     if "mfu" in values:
         parts.append(f"MFU {values['mfu']:.1%}")
+    if values.get("input_wait_share", 0.0) > 0.01:
+        parts.append(f"input wait {values['input_wait_share']:.0%}")
     if "step_seconds" in values:
         parts.append(f"{format_seconds(values['step_seconds'] * steps_left)} left")
     return "  ".join(parts)

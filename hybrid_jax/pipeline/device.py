@@ -25,12 +25,14 @@ class Inputs(NamedTuple):
       blocks: compute copies of this stage's layers, leaves [chunks, Lc, ...].
       batch: leaves [M, b, ...].
       key_data: raw PRNG key of this step.
+      loss_scale: what the backward pass starts from, for gradients that f16 can hold; None: one.
     """
 
     outer: PyTree
     blocks: PyTree
     batch: dict[str, jax.Array]
     key_data: jax.Array
+    loss_scale: jax.Array | None = None
 
 
 class Totals(NamedTuple):
@@ -133,7 +135,8 @@ class Device:
             if not self.trains:
                 return _add_loss(totals, *head(self.inputs.outer, share)), y
             loss, vjp, weight = jax.vjp(head, self.inputs.outer, share, has_aux=True)
-            outer_grads, dy = vjp(jnp.ones_like(loss))
+            scale = self.inputs.loss_scale
+            outer_grads, dy = vjp(jnp.ones_like(loss) if scale is None else scale)
             if self.stages > 1:
                 dy = self.tokens.gather(dy)
             totals = _add_loss(totals, loss, weight)

@@ -23,9 +23,9 @@ from hybrid_jax.train import zero
 PyTree = Any
 
 BATCH_SPEC = PartitionSpec(BATCH_AXES)
-COMPUTE_DTYPES = {"bf16": jnp.bfloat16, "f32": jnp.float32}
+COMPUTE_DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "f32": jnp.float32}
 # GPUs and TPUs round f32 matmul inputs to TF32 or bf16 unless told not to.
-MATMUL_PRECISION = {"bf16": "default", "f32": "highest"}
+MATMUL_PRECISION = {"bf16": "default", "fp16": "default", "f32": "highest"}
 
 
 def make_program(
@@ -68,12 +68,13 @@ def make_loss_and_gradients(
     dropout: bool = True,
     bubble_value: float = 0.0,
 ) -> Callable:
-    """Returns `f(params, batch, key_data) -> (grads, metrics)`, one `shard_map`.
+    """Returns `f(params, batch, key_data, loss_scale) -> (grads, metrics)`, one `shard_map`.
 
     Manual over every mesh axis but `model`, so that every byte that crosses them is written in
     this file and in the ones it calls. Gradients are those of the mean loss per weight, f32, and
     lie as the parameters lie; metrics are `loss`, `weight` and `grad_norm`. With a schedule that
-    has no backward slots `grads` is empty.
+    has no backward slots `grads` is empty. In fp16 the backward pass starts from `loss_scale`,
+    which is divided out again in f32.
 
     Args:
       placements: tree of `Placement` for params {"embed", "blocks", "head"}, blocks in stage order.
@@ -86,10 +87,13 @@ def make_loss_and_gradients(
     constrain = make_constrain(rules, mesh)
     program = make_program(model, strategy, block_placements, constrain, dropout=dropout)
 
-    def body(params, batch, key_data):
+    scaled = strategy.precision == "fp16"
+
+    def body(params, batch, key_data, loss_scale):
         outer, blocks = split_params(_compute_copy(params, strategy, placements))
         blocks = _split_leading(blocks, schedule.chunks)
-        inputs = Inputs(outer, blocks, _microbatches(batch, schedule.microbatches), key_data)
+        microbatches = _microbatches(batch, schedule.microbatches)
+        inputs = Inputs(outer, blocks, microbatches, key_data, loss_scale if scaled else None)
         with jax.default_matmul_precision(MATMUL_PRECISION[strategy.precision]):
             totals = execute(
                 schedule, program, inputs, skip_bubbles=skip_bubbles, bubble_value=bubble_value
@@ -104,7 +108,8 @@ def make_loss_and_gradients(
         if strategy.zero != 3:
             block_grads = zero.reduce_scatter(block_grads, block_placements)
         grads = zero.sum_over_copies({**outer_grads, "blocks": block_grads}, placements, mesh)
-        grads = jax.tree.map(lambda grad: grad * per_weight, grads)
+        factor = per_weight / loss_scale if scaled else per_weight
+        grads = jax.tree.map(lambda grad: grad * factor, grads)
         return grads, {**metrics, "grad_norm": zero.global_norm(grads, placements, mesh)}
 
     specs = jax.tree.map(lambda placement: manual_part(placement.spec), placements)
@@ -114,7 +119,7 @@ def make_loss_and_gradients(
     return jax.shard_map(
         body,
         mesh=mesh,
-        in_specs=(specs, BATCH_SPEC, PartitionSpec()),
+        in_specs=(specs, BATCH_SPEC, PartitionSpec(), PartitionSpec()),
         out_specs=(specs if trains else {}, PartitionSpec()),
         axis_names=set(manual),
         check_vma=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hybrid_jax.sharding.placement import Placement
+from hybrid_jax.train.guard import Guard
 
 PyTree = Any
 
@@ -20,14 +21,16 @@ class TrainState:
     """Everything a run needs to go on.
 
     Attributes:
-      step: int32 scalar, the number of updates so far.
+      step: int32 scalar, the number of batches so far; all of them updates, but for those skipped.
       params: f32 master parameters {"embed", "blocks", "head"}.
       opt_state: optax state.
+      guard: which updates were skipped, and what is needed to judge the next.
     """
 
     step: jax.Array
     params: PyTree
     opt_state: PyTree
+    guard: Guard = field(default_factory=Guard.fresh)
 
 
 def state_shardings(
@@ -57,4 +60,5 @@ def state_shardings(
         return whole
 
     opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, shapes))
-    return TrainState(whole, shardings, opt_state)  # pyright: ignore[reportArgumentType]
+    guard = jax.tree.map(lambda _: whole, jax.eval_shape(Guard.fresh))
+    return TrainState(whole, shardings, opt_state, guard)  # pyright: ignore[reportArgumentType]

@@ -20,6 +20,7 @@ from hybrid_jax.pipeline.schedule import Schedule, forward_only, schedule
 from hybrid_jax.sharding.doctor import Finding, place_params
 from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules, resolve_rules
 from hybrid_jax.train.gradients import BATCH_SPEC, make_loss_and_gradients
+from hybrid_jax.train.guard import INITIAL_SCALE, judge
 from hybrid_jax.train.layers import LayerOrder, layer_dims
 from hybrid_jax.train.state import TrainState, state_shardings
 
@@ -70,8 +71,12 @@ class TrainStep:
             ones), `positions`, `segment_ids`.
 
         Returns:
-          The next state and the metrics `loss` (mean per weight), `weight` (their sum) and
-          `grad_norm` (before clipping) as device scalars, not waited for.
+          The next state and the metrics `loss` (mean per weight), `weight` (their sum),
+          `grad_norm` (before clipping), `skipped` (updates so far), `skipped_in_a_row` and, in
+          fp16, `loss_scale` as device scalars, not waited for.
+
+        An update whose loss or gradient norm is not finite is skipped: nothing of the state changes
+        but `step`, so that the next batch is another one, and `guard`, which counts it.
 
         Raises:
           UserError: the batch does not divide into data shards and microbatches.
@@ -145,6 +150,7 @@ def make_train_step(
     mesh: Mesh,
     *,
     clip_norm: float | None = None,
+    spike_sigmas: float | None = None,
     seed: int = 0,
     bubble_value: float = 0.0,
 ) -> TrainStep:
@@ -156,6 +162,8 @@ def make_train_step(
       strategy: sizes, schedule, ZeRO level, rematerialisation, precision.
       mesh: from `make_mesh(strategy)`, or of absent devices for ahead-of-time compilation.
       clip_norm: gradients are scaled down to this global norm; None for no clipping.
+      spike_sigmas: updates whose loss lies more than that many standard deviations above its
+        running mean are skipped too; None: they are made.
       seed: of dropout; the key of an update is a function of (seed, step).
       bubble_value: what idle pipeline slots compute on; NaN shows that nothing leaks.
 
@@ -173,6 +181,8 @@ def make_train_step(
     layout = (strategy, rules, placements, mesh)
     train = make_loss_and_gradients(model, table, *layout, bubble_value=bubble_value)
     evaluate = make_loss_and_gradients(model, forward_only(*sizes), *layout, dropout=False)
+
+    scaled = strategy.precision == "fp16"
 
     def step_key(step):
         return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), step))
@@ -192,15 +202,26 @@ def make_train_step(
         return fresh(from_depth(model.init(key)))
 
     def step(state, batch):
-        grads, metrics = train(state.params, batch, step_key(state.step))
+        scale = state.guard.loss_scale
+        grads, metrics = train(state.params, batch, step_key(state.step), scale)
+        good, guard = judge(state.guard, metrics, scaled=scaled, spike_sigmas=spike_sigmas)
         if clip_norm is not None:
             grads = _clip(grads, metrics["grad_norm"], clip_norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        # Selects fuse with the update's own loops and leave every buffer to be reused in place.
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        metrics |= {"skipped": guard.skipped, "skipped_in_a_row": guard.skipped_in_a_row}
+        if scaled:
+            metrics["loss_scale"] = scale
+        return TrainState(state.step + 1, params, opt_state, guard), metrics
 
     def gradients(params, batch):
-        grads, metrics = train(from_depth(params), batch, step_key(0))
+        grads, metrics = train(from_depth(params), batch, step_key(0), jnp.float32(INITIAL_SCALE))
         return params_order.to_depth(grads), metrics
 
     def moved(move, **options):
@@ -222,7 +243,8 @@ def make_train_step(
         _init=jax.jit(init, out_shardings=shardings),
         _step=jax.jit(step, out_shardings=(shardings, whole), donate_argnums=0),
         _evaluate=jax.jit(
-            lambda params, batch: evaluate(params, batch, step_key(0))[1], out_shardings=whole
+            lambda params, batch: evaluate(params, batch, step_key(0), jnp.float32(1))[1],
+            out_shardings=whole,
         ),
         _gradients=jax.jit(gradients, out_shardings=(shardings.params, whole)),
         _canonical=jax.jit(params_order.to_depth, out_shardings=shardings.params),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hybrid_jax.config.data import WeightedSource
 from hybrid_jax.config.load import field_types, load_config
 from hybrid_jax.config.model import preset
 from hybrid_jax.config.run import RunConfig
@@ -79,6 +80,10 @@ def test_overrides_win_over_the_file_and_the_last_over_all(write):
         ("strategy.rules=megatron+sp", ("strategy", "rules", "megatron+sp")),
         ("strategy.rules=[[embed,data]]", ("strategy", "rules", (("embed", "data"),))),
         ("data.source=2024", ("data", "source", "2024")),
+        (
+            "data.sources=[{path: a, weight: 0.75}, {path: b, weight: 0.25}]",
+            ("data", "sources", (WeightedSource("a", 0.75), WeightedSource("b", 0.25))),
+        ),
         ("train.sample_prompt=x=1: [y]", ("train", "sample_prompt", "x=1: [y]")),
     ],
 )
@@ -107,8 +112,8 @@ def test_overrides_are_read_by_the_type_of_their_field(write, override, expected
         ),
         (
             "data.xyz=1",
-            "unknown config field 'data.xyz'. The fields of 'data' are source, global_batch, "
-            "seq_len, seed, validation_fraction.",
+            "unknown config field 'data.xyz'. The fields of 'data' are source, sources, "
+            "global_batch, seq_len, seed, validation_fraction.",
         ),
         (
             "train=1",
@@ -145,7 +150,7 @@ def test_a_wrong_override_is_told_in_one_line(write, override, message):
         ("train: 3", "train=3 must be a section: a mapping of its fields, such as train.steps."),
         ("train: {steps: null}", "train.steps=None must be a whole number."),
         ("strategy: {data: yes}", "strategy.data=True must be a whole number."),
-        ("data: {source: 5}", "data.source=5 must be text."),
+        ("data: {source: 5}", "data.source=5 must be text or null."),
         (
             "strategy: {rules: [[embed]]}",
             "strategy.rules=[['embed']] must be text or a list of pairs [logical name, mesh axis] "
@@ -156,6 +161,46 @@ def test_a_wrong_override_is_told_in_one_line(write, override, message):
 )
 def test_a_wrong_field_in_a_file_is_told_in_one_line(write, text, message):
     assert complaint(write(text)) == message
+
+
+def test_a_mixture_is_a_list_and_gives_way_to_one_source(write):
+    path = write(
+        "data:\n  sources:\n    - {path: kjv, weight: 0.5}\n    - {path: b, weight: 0.5}\n"
+    )
+    assert load_config(path).data.describe() == "0.5 kjv + 0.5 b"
+    config = load_config(path, ["data.sources=null", "data.source=kjv"])
+    assert config.data.describe() == "kjv"
+    assert "must not both be given" in complaint(path, "data.source=kjv")
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ("kjv", "data.sources='kjv' must be a list, such as [{path: kjv, weight: 0.7}, "),
+        ("5", "data.sources=5 must be a list, such as "),
+        ("{path: a, weight: 1}", "data.sources={'path': 'a', 'weight': 1} must be a list"),
+        ("[kjv]", "data.sources[0]='kjv' must be a mapping, such as {path: kjv, weight: 0.7}."),
+        (
+            "[{path: a, weight: 0.5}, {path: b, wieght: 0.5}]",
+            "unknown field 'wieght' in data.sources[1]: an entry has path and weight. "
+            "Did you mean 'weight'?",
+        ),
+        ("[{path: a}]", "data.sources[0] lacks 'weight': write {path: kjv, weight: 0.7}."),
+        ("[{path: 3, weight: 1}]", "data.sources[0].path=3 must be text: the path of a source."),
+        ("[{path: a, weight: x}]", "data.sources[0].weight='x' must be a number."),
+        ("[{path: a, weight: -1}]", "data.sources: weights -1: -1 must be at least 1e-6;"),
+        ("[{path: a, weight: .nan}]", "data.sources: weights nan: nan must be at least 1e-6;"),
+        ("[{path: a, weight: 0.5}]", "data.sources: weights 0.5 sum to 0.5, but must sum to 1:"),
+        ("[]", "data.sources=[] must have an entry"),
+    ],
+)
+def test_a_wrong_mixture_is_told_in_one_line(write, sources, message):
+    assert complaint(write(f"data: {{sources: {sources}}}")).startswith(message)
+    assert complaint(write(""), f"data.sources={sources}").startswith(message)
+
+
+def test_a_mixture_that_is_no_yaml(write):
+    assert complaint(write(""), "data.sources=[{").startswith("data.sources='[{' must be a list")
 
 
 def test_a_broken_file_is_told_with_its_line(write):

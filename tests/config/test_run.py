@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybrid_jax.config.data import DataConfig
+from hybrid_jax.config.data import DataConfig, WeightedSource
 from hybrid_jax.config.model import preset
 from hybrid_jax.config.optimizer import OptimizerConfig
 from hybrid_jax.config.run import RunConfig
@@ -57,7 +57,7 @@ from hybrid_jax.errors import UserError
         ),
         (
             {"model": preset("nano", vocab_size=100)},
-            "model.vocab_size=100 must be at least 256: the data are bytes.",
+            "model.vocab_size=100 must be at least 256: 'kjv' is text, read as bytes.",
         ),
         (
             {"optimizer": OptimizerConfig(warmup_steps=5), "train": TrainConfig(steps=5)},
@@ -99,3 +99,47 @@ def test_a_number_out_of_range(section, field, value, constraint):
         section(**{field: value})
     name = section.__name__.removesuffix("Config").lower()
     assert str(error.value).startswith(f"{name}.{field}={value!r} {constraint}")
+
+
+def test_a_folder_is_not_read_as_bytes(tmp_path):
+    data = DataConfig(source=str(tmp_path))
+    assert RunConfig(model=preset("nano", vocab_size=100), data=data).data.source == str(tmp_path)
+
+
+def test_a_mixture_or_one_source():
+    assert DataConfig().mixture == (WeightedSource("kjv", 1.0),)
+    assert DataConfig(source="x.txt").describe() == "x.txt"
+    both = (WeightedSource("kjv", 0.25), WeightedSource("x.txt", 0.75))
+    assert DataConfig(sources=both).mixture == both
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"source": "kjv", "sources": (WeightedSource("x", 1.0),)},
+            "data.source='kjv' and data.sources must not both be given: set one of them to null.",
+        ),
+        ({"sources": ()}, "data.sources=[] must have an entry: add one, or set it to null."),
+        (
+            {"sources": (WeightedSource("x", 2.0), WeightedSource("y", 6.0))},
+            "data.sources: weights 2, 6 sum to 8, but must sum to 1: use 0.25, 0.75.",
+        ),
+        (
+            {"sources": (WeightedSource("x", 0.999998),)},
+            "data.sources: weights 0.999998 sum to 0.999998, but must sum to 1: use 1.",
+        ),
+        (
+            {"sources": (WeightedSource("x", 0.0), WeightedSource("y", 1.0))},
+            "data.sources: weights 0, 1: 0 must be at least 1e-6; leave a source out instead.",
+        ),
+    ],
+)
+def test_sources_that_do_not_fit(options, message):
+    with pytest.raises(UserError) as error:
+        DataConfig(**options)
+    assert str(error.value) == message
+
+
+def test_weights_may_be_rounded():
+    DataConfig(sources=tuple(WeightedSource(name, 0.3333333) for name in "abc"))

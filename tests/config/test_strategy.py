@@ -29,7 +29,7 @@ from hybrid_jax.errors import UserError
             "strategy.remat='layers' must be one of none, dots, layer, stage. "
             "Did you mean 'layer'?",
         ),
-        ({"precision": "fp8"}, "strategy.precision='fp8' must be one of bf16, f32."),
+        ({"precision": "fp8"}, "strategy.precision='fp8' must be one of bf16, fp16, f32."),
         (
             {"skip_bubbles": "yes"},
             "strategy.skip_bubbles='yes' must be true, false or null.",

@@ -3,48 +3,67 @@ import hashlib
 import numpy as np
 import pytest
 
-from hybrid_jax.data.text import load_corpus, unigram_loss
+from hybrid_jax.data.text import read_text
 from hybrid_jax.errors import UserError
 
 
 def test_bundled_text_is_the_one_in_the_readme():
-    corpus = load_corpus("kjv", 0.05)
-    text = corpus.train.tobytes() + corpus.validation.tobytes()
+    source = read_text("kjv")
+    text = source.tokens.tobytes()
     assert hashlib.sha256(text).hexdigest() == (
         "eb089f4be0e41cd2fd33adb734c279d0599279d49e0ba6a110e375c356eb206b"
     )
     assert text.startswith(b"Genesis 1\n\nIn the beginning God created")
-    assert corpus.validation.tobytes().startswith(b"Colossians 1\n\nPaul, an apostle")
-    assert not corpus.train.flags.writeable
+    assert not source.tokens.flags.writeable
+    train, held_out = source.split(0.05)
+    assert train.tokens.tobytes() + held_out.tokens.tobytes() == text
+    assert held_out.tokens.tobytes().startswith(b"Colossians 1\n\nPaul, an apostle")
+    assert (train.num_bytes, held_out.num_bytes) == (train.num_tokens, held_out.num_tokens)
+    assert (train.starts.tolist(), held_out.starts.tolist()) == ([0], [0])
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.3])
 def test_bundled_text_is_cut_between_books(fraction):
-    corpus = load_corpus("kjv", fraction)
-    assert corpus.train.tobytes().endswith(b"\n\n\n")
-    np.testing.assert_allclose(corpus.validation.size / 4_153_272, fraction, atol=0.02)
+    train, held_out = read_text("kjv").split(fraction)
+    assert train.tokens.tobytes().endswith(b"\n\n\n")
+    np.testing.assert_allclose(held_out.num_tokens / 4_153_272, fraction, atol=0.02)
 
 
-def test_file_is_cut_at_the_nearest_line(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "fraction", "held_out"),
+    [
+        (b"first line\nsecond\n\xff\x00 third", 0.2, b"\xff\x00 third"),
+        (b"first line\nsecond\n\xff\x00 third", 0.5, b"second\n\xff\x00 third"),
+        (b"one\ntwo lines\n", 0.01, b"two lines\n"),  # not after the last line break
+        (b"a" * 90 + b"b" * 10, 0.1, b"b" * 10),  # no lines: at the fraction
+    ],
+)
+def test_a_file_is_cut_at_the_nearest_line(tmp_path, text, fraction, held_out):
     path = tmp_path / "text.txt"
-    path.write_bytes(b"first line\nsecond\n\xff\x00 third")
-    corpus = load_corpus(str(path), 0.2)
-    assert corpus.name == str(path)
-    assert corpus.train.tobytes() == b"first line\nsecond\n"
-    assert corpus.validation.tobytes() == b"\xff\x00 third"
+    path.write_bytes(text)
+    source = read_text(str(path))
+    assert (source.name, source.num_documents, source.vocab_size) == (str(path), 1, 256)
+    train, rest = source.split(fraction)
+    assert (train.tokens.tobytes(), rest.tokens.tobytes()) == (text[: -len(held_out)], held_out)
 
 
-def test_file_without_lines_is_cut_at_the_fraction(tmp_path):
+def test_a_line_is_found_far_away_but_not_too_far(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_bytes(b"a" * 90 + b"b" * 10)
-    corpus = load_corpus(str(path), 0.1)
-    assert (corpus.train.tobytes(), corpus.validation.tobytes()) == (b"a" * 90, b"b" * 10)
+    size = 3 << 20
+    text = bytearray(b"a" * size)
+    for line, cut in [((2 << 20) + 10, (2 << 20) + 11), ((1 << 20) // 8, 3 * size // 4)]:
+        text[:] = b"a" * size
+        text[line] = ord("\n")
+        path.write_bytes(text)
+        assert read_text(str(path)).split(0.25)[0].num_tokens == cut
 
 
-def test_unigram_loss_by_hand():
-    train, validation = np.array([0, 0, 1], np.uint8), np.array([0, 1, 1, 9], np.uint8)
-    probabilities = np.array([3, 2, 2, 1]) / (3 + 256)
-    np.testing.assert_allclose(unigram_loss(train, validation), -np.log(probabilities).mean())
+def test_the_fingerprint_is_of_the_bytes(tmp_path):
+    prints = []
+    for name, text in [("a", b"text"), ("b", b"text"), ("c", b"test")]:
+        (tmp_path / name).write_bytes(text)
+        prints.append(read_text(str(tmp_path / name)).fingerprint)
+    assert prints[0] == prints[1] != prints[2]
 
 
 @pytest.mark.parametrize(
@@ -57,20 +76,20 @@ def test_unigram_loss_by_hand():
         ),
         ("kvj", b"x", r"Did you mean 'kjv'"),
         ("none/text.txt", b"x", r"the folder '.*none' does not exist"),
-        (".", b"x", r"is a folder"),
+        (".", b"x", r"is a folder, and no prepared corpus"),
         ("text.txt", b"", r"text.txt' is empty \(0 bytes\)"),
         ("text.txt", b" \n\n", r"is empty \(3 bytes\)"),
-        ("text.txt", b"abc", r"has 3 bytes, split into 3 to train on and 0 held out"),
+        ("text.txt", b"abc", r"has 3 tokens, split into 3 to train on and 0 held out"),
     ],
 )
 def test_bad_file(tmp_path, name, content, message):
     (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        load_corpus(f"{tmp_path}/{name}")
+        read_text(f"{tmp_path}/{name}").split(0.05)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1])
 def test_bad_fraction(fraction):
-    with pytest.raises(UserError, match="more than 0 and less than 1"):
-        load_corpus("kjv", fraction)
+    with pytest.raises(UserError, match=r"validation_fraction=.* must lie in \(0, 1\)"):
+        read_text("kjv").split(fraction)

@@ -32,17 +32,61 @@ def test_a_second_run_appends(tmp_path):
     assert [record["step"] for record in read(path)] == [1, 2]
 
 
-def scalars(folder):
-    """{(tag, step): value} of the one event file in `folder`."""
-    (path,) = folder.glob("events.*")
-    content, found = path.read_bytes(), {}
-    while content:
-        # A record is its length, a checksum of 4 bytes, the event and a checksum again.
-        (length,) = struct.unpack("<Q", content[:8])
-        event = Event.FromString(content[12 : 12 + length])
-        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-        content = content[12 + length + 4 :]
+def write_steps(path, steps, **options):
+    writer = JsonlWriter(path, **options)
+    for step in steps:
+        writer.write(step, {"loss": 10.0 / step})
+    writer.close()
+
+
+def test_a_killed_and_resumed_run_leaves_the_file_of_one_run(tmp_path):
+    whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
+    write_steps(whole, range(1, 9), resume_from=0)
+    write_steps(resumed, range(1, 7))
+    with resumed.open("a") as file:
+        file.write('{"step": 7, "lo')  # killed amid a record
+    write_steps(resumed, range(5, 9), resume_from=4)
+    assert resumed.read_text() == whole.read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.jsonl", "resumed.jsonl"}
+
+
+def test_what_a_kill_has_left_of_a_record_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "lo{"step": 3}\n\xff\n{"step": 4}\n{"step": 5}')
+    write_steps(path, [6], resume_from=9)
+    assert [record["step"] for record in read(path)] == [1, 4, 6]
+
+
+def events(folder):
+    """The events of all event files in `folder`, in their order."""
+    found = []
+    for path in sorted(folder.glob("events.*"), key=lambda path: path.stat().st_mtime_ns):
+        content = path.read_bytes()
+        while content:
+            # A record is its length, a checksum of 4 bytes, the event and a checksum again.
+            (length,) = struct.unpack("<Q", content[:8])
+            found.append(Event.FromString(content[12 : 12 + length]))
+            content = content[12 + length + 4 :]
     return found
+
+
+def scalars(folder):
+    """{(tag, step): value} of the event files in `folder`."""
+    return {
+        (value.tag, event.step): value.simple_value
+        for event in events(folder)
+        for value in event.summary.value
+    }
+
+
+def test_tensorboard_is_told_what_a_resumed_run_replaces(tmp_path):
+    for options in ({}, {"resume_from": 3}):
+        writer = TensorBoardWriter(tmp_path, **options)
+        writer.write(4, {"loss": 2.5})
+        writer.close()
+    starts = [event for event in events(tmp_path) if event.HasField("session_log")]
+    # SessionLog.START with a step: TensorBoard drops what came before at this step and later.
+    assert [(event.session_log.status, event.step) for event in starts] == [(1, 4)]
 
 
 def test_tensorboard_holds_every_value(tmp_path):

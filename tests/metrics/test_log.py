@@ -60,11 +60,26 @@ def test_throughput_counts_all_steps_since_the_last_record():
         np.testing.assert_allclose(values["mfu"], values["tokens_per_second"] * 3 / 600)
 
 
+def test_the_share_of_waiting_is_of_the_time_since_the_last_record():
+    waited = 100.0  # before the clock starts: while the step was compiled
+    log, collect = make_log(every=2, input_wait=lambda: waited)
+    for step in range(1, 6):
+        log.on_step(step, None, metrics(0))
+        time.sleep(0.05)
+        waited += step / 100
+    log.on_end(None)
+    records = [values for _, values in collect.records]
+    # Of step 1, of step 2, of steps 3 and 4, each until the next step is there.
+    expected = np.array([0.01, 0.02, 0.07 / 2]) / [r["step_seconds"] for r in records]
+    shares = [values["input_wait_share"] for values in records]
+    np.testing.assert_allclose(shares, expected, rtol=1e-9)
+
+
 def test_an_unknown_peak_gives_no_mfu():
     log, collect = make_log(flops_per_token=3.0)
     log.on_step(1, None, metrics(0))
     log.on_end(None)
-    assert "mfu" not in collect.records[0][1]
+    assert not {"mfu", "input_wait_share"} & collect.records[0][1].keys()
 
 
 def test_a_pause_is_not_training_and_writes_what_is_due_first():
@@ -85,6 +100,14 @@ def test_learning_rates_are_those_of_the_updates():
     log.on_step(2, None, metrics(0))
     log.on_end(None)
     assert [values["learning_rate"] for _, values in collect.records] == [0.1, 0.2]
+
+
+def test_learning_rates_count_the_updates_made():
+    log, collect = make_log(learning_rates=[0.1, 0.2, 0.3, 0.4])
+    for step, skipped in enumerate((1, 1, 2, 2), start=1):
+        log.on_step(step, None, {**metrics(0), "skipped": jnp.int32(skipped)})
+    log.on_end(None)
+    assert [values["learning_rate"] for _, values in collect.records] == [0.1, 0.1, 0.1, 0.2]
 
 
 def test_writers_are_closed_when_the_run_fails():

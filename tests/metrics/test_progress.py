@@ -2,9 +2,10 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
-from hybrid_jax.metrics.progress import ProgressBar
+from hybrid_jax.metrics.progress import ProgressBar, describe
 
 VALUES = {"loss": 2.5, "step_seconds": 0.5, "tokens_per_second": 8192.0, "mfu": 0.415}
 
@@ -24,6 +25,16 @@ def test_plain_lines_outside_a_terminal():
         "step  8/20  loss 2.500  8,192 tokens/s  MFU 41.5%  0:06 left",
         "step  8/20  held-out loss 2.250",
     ]
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.009, ""), (0.1234, "  input wait 12%")])
+def test_waiting_for_input_is_shown_where_it_matters(share, shown):
+    assert describe({"loss": 2.5, "input_wait_share": share}, 3) == f"loss 2.500{shown}"
+
+
+def test_skipped_updates_are_shown():
+    assert describe({"loss": 2.5, "skipped": 0.0}, 1) == "loss 2.500"
+    assert describe({"loss": 2.5, "skipped": 3.0}, 1) == "loss 2.500  3 skipped"
 
 
 def test_a_bar_in_a_terminal():

@@ -64,7 +64,9 @@ def one_device():
     for batch in batches():
         loss, grads = reference_loss_and_gradients(model(), params, batch)
         weight = batch["weights"].sum()
-        metrics.append({"loss": loss, "weight": weight, "grad_norm": optax.tree.norm(grads)})
+        made = {"skipped": 0, "skipped_in_a_row": 0}
+        norm = optax.tree.norm(grads)
+        metrics.append({"loss": loss, "weight": weight, "grad_norm": norm, **made})
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     return Update(*jax.device_get((initial, params, metrics)))
@@ -204,7 +206,7 @@ def test_a_batch_without_any_weight_changes_nothing():
     before = jax.device_get(state.params)
     batch = {**plain_batch(4), "weights": np.zeros((4, 8), np.float32)}
     state, metrics = train.step(state, batch)
-    assert jax.device_get(metrics) == {"loss": 0, "weight": 0, "grad_norm": 0}
+    assert not any(jax.device_get(metrics).values())
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
 
 

@@ -1,4 +1,4 @@
-"""Hooks of the training loop that look at the state."""
+"""The held-out loss on the way."""
 
 from __future__ import annotations
 

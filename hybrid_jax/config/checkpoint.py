@@ -1,0 +1,39 @@
+"""When a run saves its state, how much it keeps, and where it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hybrid_jax.config.checks import check_int
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """The checkpoints of a run.
+
+    A run that finds checkpoints of its own in its folder goes on from the newest good one. It saves
+    its last state however it ends, unless it is killed.
+
+    Attributes:
+      every: updates between two checkpoints; None: only at the end, or when it is stopped.
+      folder: of the checkpoints; None: `checkpoints` in `train.output_dir`, and none without it.
+      keep_last: newest checkpoints to keep.
+      keep_best: checkpoints with the lowest held-out loss to keep.
+      init_from: folder of another run's checkpoints, whose parameters this run begins with; the
+        optimizer, the step and the data begin anew. None: random parameters.
+
+    Raises:
+      UserError: a number out of its range.
+    """
+
+    every: int | None = None
+    folder: str | None = None
+    keep_last: int = 2
+    keep_best: int = 1
+    init_from: str | None = None
+
+    def __post_init__(self):
+        if self.every is not None:
+            check_int("checkpoint.every", self.every, at_least=1)
+        check_int("checkpoint.keep_last", self.keep_last, at_least=1)
+        check_int("checkpoint.keep_best", self.keep_best, at_least=0)

@@ -1,0 +1,8 @@
+"""Hooks of the training loop: what a run does by step besides training."""
+
+from hybrid_jax.hooks.evaluate import Evaluate
+from hybrid_jax.hooks.heartbeat import Heartbeat
+from hybrid_jax.hooks.profile import Profile
+from hybrid_jax.hooks.stop import StopWhenDiverged
+
+__all__ = ["Evaluate", "Heartbeat", "Profile", "StopWhenDiverged"]
