@@ -1,20 +1,28 @@
 """Hybrid parallelism for large language models in JAX: data, model and pipeline in one program."""
 
-from hybrid_jax import models
-from hybrid_jax.bench.compare import bench
-from hybrid_jax.checkpoint.checkpointer import Checkpointer
-from hybrid_jax.config.strategy import Strategy
-from hybrid_jax.errors import RunError, UserError
-from hybrid_jax.evaluate import evaluate
-from hybrid_jax.generate import generate
-from hybrid_jax.inspect.report import inspect
-from hybrid_jax.parity import check_parity
-from hybrid_jax.pipeline.schedule import schedule
-from hybrid_jax.runtime.cpu import force_cpu_devices
-from hybrid_jax.sharding.mesh import make_mesh
-from hybrid_jax.train.state import TrainState
-from hybrid_jax.train.step import TrainStep, make_train_step
-from hybrid_jax.trainer import Trainer
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybrid_jax import models
+    from hybrid_jax.bench.compare import bench
+    from hybrid_jax.checkpoint.checkpointer import Checkpointer
+    from hybrid_jax.config.strategy import Strategy
+    from hybrid_jax.errors import RunError, UserError
+    from hybrid_jax.evaluate import evaluate
+    from hybrid_jax.generate import generate
+    from hybrid_jax.inspect.report import inspect
+    from hybrid_jax.parity import check_parity
+    from hybrid_jax.pipeline.schedule import schedule
+    from hybrid_jax.runtime.cpu import force_cpu_devices
+    from hybrid_jax.sharding.mesh import make_mesh
+    from hybrid_jax.train.state import TrainState
+    from hybrid_jax.train.step import TrainStep, make_train_step
+    from hybrid_jax.trainer import Trainer
 
 __all__ = [
     "Checkpointer",
@@ -35,3 +43,46 @@ __all__ = [
     "models",
     "schedule",
 ]
+
+# Where each public name lives. It is imported when it is first used: what needs no JAX (help,
+# preparing data and its worker processes) starts without it.
+_HOMES = {
+    "Checkpointer": "checkpoint.checkpointer",
+    "RunError": "errors",
+    "Strategy": "config.strategy",
+    "TrainState": "train.state",
+    "TrainStep": "train.step",
+    "Trainer": "trainer",
+    "UserError": "errors",
+    "bench": "bench.compare",
+    "check_parity": "parity",
+    "evaluate": "evaluate",
+    "force_cpu_devices": "runtime.cpu",
+    "generate": "generate",
+    "inspect": "inspect.report",
+    "make_mesh": "sharding.mesh",
+    "make_train_step": "train.step",
+    "schedule": "pipeline.schedule",
+}
+
+
+class _Package(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name == "models":
+            return import_module("hybrid_jax.models")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'hybrid_jax' has no attribute {name!r}")
+        value = getattr(import_module(f"hybrid_jax.{_HOMES[name]}"), name)
+        setattr(self, name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing the module hybrid_jax.generate would put it in the place of the function.
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.data.bytes import ByteTokenizer
+from hybrid_jax.data.tokenizer import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.models.contract import Batch, Params
 
@@ -40,7 +41,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     key: jax.Array | None = None,
-    tokenizer: ByteTokenizer = BYTES,
+    tokenizer: Tokenizer = BYTES,
 ) -> str | bytes | np.ndarray:
     """Returns the prompt and its continuation, in the form in which the prompt came.
 
@@ -61,14 +62,13 @@ def generate(
       temperature: divides the logits; 0 takes the most likely token.
       top_k: sample among the k most likely tokens only; None: among all.
       key: decides the sample; not needed with temperature 0. The same key gives the same text.
-      tokenizer: turns text and bytes into tokens and back.
+      tokenizer: turns text into tokens and back; bytes need the byte tokenizer.
 
     Raises:
       UserError: an empty or too long prompt, a token outside the vocabulary, a negative
-        temperature, top_k or max_new_tokens below 1, no key.
+        temperature, top_k or max_new_tokens below 1, no key, bytes for a trained tokenizer.
     """
-    is_text = isinstance(prompt, str | bytes)
-    tokens = np.asarray(tokenizer.encode(prompt) if is_text else prompt)
+    tokens = _encode(prompt, tokenizer)
     _check_prompt(tokens, model.config, max_new_tokens)
     _check_sampling(temperature, top_k, key)
     rows = np.atleast_2d(tokens)
@@ -89,7 +89,7 @@ def generate(
     if isinstance(prompt, str):
         return tokenizer.decode(text[0])
     if isinstance(prompt, bytes):
-        return tokenizer.decode_bytes(text[0])
+        return BYTES.decode_bytes(text[0])
     return text.reshape(*tokens.shape[:-1], stop)
 
 
@@ -126,6 +126,18 @@ def _extend(
         return lax.dynamic_update_index_in_dim(text, token, position, axis=1)
 
     return lax.fori_loop(start, stop, append, text)
+
+
+def _encode(prompt: str | bytes | ArrayLike, tokenizer: Tokenizer) -> np.ndarray:
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt)
+    if not isinstance(prompt, bytes):
+        return np.asarray(prompt)
+    if tokenizer.name != BYTES.name:
+        raise UserError(
+            f"a prompt of bytes needs the byte tokenizer, not {tokenizer.name}: give it as a str."
+        )
+    return BYTES.encode(prompt)
 
 
 def _check_prompt(tokens: np.ndarray, config: DecoderConfig, max_new_tokens: int) -> None:

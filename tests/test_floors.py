@@ -27,7 +27,7 @@ HOUSE = [
             "pipeline.validate",
         ],
     ),
-    (0, "tokenizer", ["data.bytes"]),
+    (0, "tokenizer", ["data.bpe", "data.bytes", "data.tokenizer"]),
     (1, "sharding", ["sharding.*"]),
     (1, "models", ["models.*"]),
     (
@@ -54,7 +54,7 @@ HOUSE = [
     (4, "metrics", ["metrics.*"]),
     (5, "trainer", ["trainer", "hooks.*"]),
     (5, "bench", ["bench.*"]),
-    (6, "wiring", ["", "__main__", "build", "cli"]),
+    (6, "wiring", ["", "__main__", "build", "cli.*"]),
 ]
 
 ARRAYS = ["jax", "jaxlib", "flax", "optax", "orbax"]

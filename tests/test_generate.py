@@ -5,6 +5,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hybrid_jax.config.model import preset
+from hybrid_jax.data.bpe import train_bpe
 from hybrid_jax.errors import UserError
 from hybrid_jax.generate import LENGTH_STEP, generate
 from hybrid_jax.models.decoder import Decoder
@@ -107,6 +108,27 @@ def test_text_in_text_out(model, params):
     assert as_bytes == bytes(tokens.tolist())
     text = generate(model, params, "In the", max_new_tokens=5, temperature=0)
     assert text == as_bytes.decode("utf-8", errors="replace")
+
+
+def test_text_in_text_out_with_a_trained_tokenizer(model, params, tmp_path):
+    tokenizer = train_bpe(["In the beginning"], 256 + 1, tmp_path)
+    prompt = tokenizer.encode("In the") - 1  # the bytes, of which this model knows 256
+
+    class Shifted:
+        name, vocab_size, eos = "shifted", 256, 0
+
+        def encode(self, text):
+            return tokenizer.encode(text) - 1
+
+        def decode(self, tokens):
+            return tokenizer.decode(np.asarray(tokens) + 1)
+
+    arguments = {"max_new_tokens": 5, "temperature": 0}
+    tokens = generate(model, params, prompt, **arguments)
+    text = generate(model, params, "In the", tokenizer=Shifted(), **arguments)
+    assert text == tokenizer.decode(np.asarray(tokens) + 1)
+    with pytest.raises(UserError, match="bytes needs the byte tokenizer, not shifted"):
+        generate(model, params, b"In the", tokenizer=Shifted(), **arguments)
 
 
 @pytest.mark.parametrize(

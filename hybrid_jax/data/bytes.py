@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,10 +21,11 @@ class ByteTokenizer:
     'Ω!'
     """
 
-    bos: ClassVar[int] = NUM_BYTES
-    eos: ClassVar[int] = NUM_BYTES + 1
-    pad: ClassVar[int] = NUM_BYTES + 2
-    vocab_size: ClassVar[int] = NUM_BYTES + 3
+    name = "bytes"
+    bos = NUM_BYTES
+    eos = NUM_BYTES + 1
+    pad = NUM_BYTES + 2
+    vocab_size = NUM_BYTES + 3
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Returns the tokens of `text`, int32 [T], without special tokens."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from hybrid_jax.data.source import TokenSource
 from hybrid_jax.data.text import BUNDLED, read_text
+from hybrid_jax.data.tokens import open_tokens
 from hybrid_jax.errors import UserError
 
 
@@ -26,8 +27,6 @@ def open_source(name: str = BUNDLED) -> TokenSource:
       UserError: nothing there, or nothing that can be read.
     """
     if name != BUNDLED and (Path(name).expanduser() / "header.json").is_file():
-        from hybrid_jax.data.tokens import open_tokens  # pyright: ignore[reportMissingImports]
-
         return open_tokens(name)
     return read_text(name)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hybrid_jax.data.open import check_sources, open_source
+from hybrid_jax.data.prepare import prepare
 from hybrid_jax.data.source import TokenSource
 from hybrid_jax.data.text import TextSource
 from hybrid_jax.errors import UserError
@@ -22,7 +23,6 @@ def test_a_text_file_is_opened(tmp_path):
 
 
 def test_a_prepared_corpus_is_opened(tmp_path):
-    prepare = pytest.importorskip("hybrid_jax.data.prepare").prepare
     (tmp_path / "text.txt").write_text("one\n\ntwo")
     prepare([tmp_path / "text.txt"], tmp_path / "corpus", separator="", workers=1)
     source = open_source(str(tmp_path / "corpus"))

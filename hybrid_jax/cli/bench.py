@@ -1,0 +1,45 @@
+"""`hybrid-jax bench`: layouts beside a plain-JAX step."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybrid_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from hybrid_jax.config.run import RunConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `bench`."""
+    parser.add_argument(
+        "--strategies",
+        metavar="FILE",
+        help="a layout in each line, as fields that differ from the config's strategy "
+        "(`stage=4 data=1`); by default the config's own",
+    )
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers here too")
+
+
+def bench(
+    config: RunConfig, strategies: str | None = None, steps: int = 10, json: str | None = None
+) -> None:
+    """Time layouts of a config's model beside a plain-JAX step, in one run."""
+    from hybrid_jax.bench.compare import bench_from_config
+    from hybrid_jax.bench.strategies import read_strategies
+
+    if json is not None and not Path(json).parent.is_dir():
+        raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it.")
+    layouts = () if strategies is None else read_strategies(strategies, config.strategy)
+
+    def show(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    report = bench_from_config(config, layouts, steps, progress=show)
+    print(report)
+    if json is not None:
+        Path(json).write_text(report.to_json() + "\n")

@@ -1,0 +1,134 @@
+"""Parses the command line, runs the command and turns what goes wrong into one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Collection, Sequence
+from typing import NoReturn
+
+from hybrid_jax.cli import bench, data, inspect, train
+from hybrid_jax.errors import RunError, UserError, nearest
+
+# Commands import JAX, and what uses it, when they run: help and mistakes come at once.
+CONFIG_COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train.train,
+    "inspect": inspect.inspect,
+    "bench": bench.bench,
+}
+COMMANDS = (*CONFIG_COMMANDS, "data")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0, or 2 for a user's mistake.
+
+    A run that broke gives 1. Both are told in one line on stderr, without a traceback; Ctrl-C
+    gives 130.
+    """
+    try:
+        options = vars(_parse(sys.argv[1:] if arguments is None else arguments))
+        command = options.pop("command")
+        if command == "data":
+            data.COMMANDS[options.pop("data_command")](**options)
+        else:
+            from hybrid_jax.config.load import load_config
+
+            config = load_config(options.pop("config"), options.pop("overrides"))
+            CONFIG_COMMANDS[command](config, **options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: see `{self.prog} --help`.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="hybrid-jax", description="Train language models in JAX.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, command in CONFIG_COMMANDS.items():
+        line = (command.__doc__ or "").strip()
+        subparser = commands.add_parser(name, help=line, description=line)
+        subparser.add_argument(
+            "config", metavar="CONFIG", nargs="?", help="a YAML file, such as those in configs/"
+        )
+        subparser.add_argument(
+            "overrides",
+            metavar="section.field=value",
+            nargs="*",
+            help="a field to replace, such as strategy.stage=4; later ones win",
+        )
+        if name == "bench":
+            bench.add_arguments(subparser)
+    line = "Prepare texts for training: prepare, tokenizer, show."
+    data.add_commands(commands.add_parser("data", help=line, description=line))
+    return parser
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    _check_command("command", words[:1], COMMANDS)
+    if words[:1] == ["data"]:
+        _check_command("data command", words[1:2], data.COMMANDS)
+    options, rest = _parser().parse_known_args(arguments)
+    if options.command is None:
+        raise UserError(
+            f"no command: choose one of {', '.join(COMMANDS)}, or see `hybrid-jax --help`."
+        )
+    for argument in rest:
+        if argument.startswith("-"):
+            _unknown_option(argument, options)
+    # argparse leaves over what follows an option.
+    if options.command == "data":
+        _finish_data(options, rest)
+    else:
+        _finish_config(options, rest)
+    return options
+
+
+def _check_command(kind: str, given: Sequence[str], known: Collection[str]) -> None:
+    if given and given[0] not in known:
+        raise UserError(
+            f"unknown {kind} {given[0]!r}: choose one of {', '.join(known)}."
+            f"{nearest(given[0], known)}"
+        )
+
+
+def _unknown_option(argument: str, options: argparse.Namespace) -> NoReturn:
+    if options.command == "data":
+        name, more = " ".join(["data", options.data_command or ""]).strip(), "."
+    else:
+        name, more = options.command, "; fields of the config are set as section.field=value."
+    raise UserError(f"unknown option {argument!r}: see `hybrid-jax {name} --help`{more}")
+
+
+def _finish_config(options: argparse.Namespace, rest: list[str]) -> None:
+    if options.config is None:
+        raise UserError(
+            f"no config: give the path of a YAML file, such as `hybrid-jax {options.command} "
+            "configs/quickstart.yaml`."
+        )
+    options.overrides += rest
+
+
+def _finish_data(options: argparse.Namespace, rest: list[str]) -> None:
+    if options.data_command is None:
+        raise UserError(
+            f"no data command: choose one of {', '.join(data.COMMANDS)}, or see `hybrid-jax data "
+            "--help`."
+        )
+    if hasattr(options, "inputs"):
+        options.inputs += rest
+    elif rest:
+        raise UserError(
+            f"too much: {rest[0]!r}; see `hybrid-jax data {options.data_command} --help`."
+        )
