@@ -54,7 +54,7 @@ HOUSE = [
     (4, "metrics", ["metrics.*"]),
     (5, "trainer", ["trainer", "hooks.*"]),
     (5, "bench", ["bench.*"]),
-    (6, "wiring", ["", "__main__", "build", "cli.*"]),
+    (6, "wiring", ["", "__main__", "build.*", "cli.*"]),
 ]
 
 ARRAYS = ["jax", "jaxlib", "flax", "optax", "orbax"]

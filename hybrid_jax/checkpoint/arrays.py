@@ -49,7 +49,9 @@ def check_arrays(like: Mapping[str, Any], manifest: Manifest, checkpoint: str) -
     saved = {name for name in manifest.arrays if whole or name.startswith("params/")}
     if missing := sorted(set(wanted) ^ saved):
         name = missing[0]
-        which, lacks = ("this run", "the checkpoint") if name in wanted else ("it", "this run")
+        which, lacks = (
+            ("this run", "the checkpoint") if name in wanted else ("the checkpoint", "this run")
+        )
         raise UserError(
             f"{checkpoint}: {which} has {name!r}, which {lacks} does not have ({len(missing)} such "
             "arrays): use the model and the optimizer that it was saved with, or restore the "

@@ -114,6 +114,11 @@ class Checkpointer:
         return max(self.steps, default=None)
 
     @property
+    def last_good_step(self) -> int | None:
+        """The newest step that has been read back and found right."""
+        return max(filter(self._is_verified, self.steps), default=None)
+
+    @property
     def best_step(self) -> int | None:
         """The saved step with the best `metric`; None where none has it."""
         scored = [(score, step) for step in self.steps if (score := self._score(step)) is not None]
@@ -350,8 +355,8 @@ class Checkpointer:
         )
 
     def _last_good(self) -> str:
-        good = [step for step in self.steps if self._is_verified(step)]
-        return f"the last good one is step {good[-1]}" if good else "there is no earlier one"
+        step = self.last_good_step
+        return "there is no earlier one" if step is None else f"the last good one is step {step}"
 
     def _check_newest(self, step: int) -> None:
         latest = self.latest_step

@@ -15,26 +15,44 @@ if TYPE_CHECKING:
 
 def train(config: RunConfig) -> None:
     """Train a model and report its held-out loss and a sample of its text."""
-    import jax
     from rich.console import Console
 
-    from hybrid_jax.build import build, build_log
-    from hybrid_jax.hooks import Evaluate
+    from hybrid_jax.build import (
+        build,
+        build_checkpointer,
+        build_hooks,
+        build_log,
+        build_watchdog,
+        start,
+    )
     from hybrid_jax.metrics.progress import ProgressBar
-    from hybrid_jax.trainer import EveryN, Trainer
+    from hybrid_jax.trainer import Trainer
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     run = build(config)
     console.print(_heading(run))
     steps = config.train.steps
-    with build_log(run, [ProgressBar(steps, console)]) as log:
-        state = run.train.init(jax.random.key(config.train.seed))
-        evaluation = Evaluate(run.train, run.validation, log)
-        hooks = [log, EveryN(config.train.eval_every or steps, evaluation)]
-        state = Trainer(run.train, run.batches, steps=steps, hooks=hooks).fit(state)
+    with (
+        run.batches,
+        build_checkpointer(config) as checkpointer,
+        build_watchdog(config) as watchdog,
+    ):
+        state, notes = start(run, checkpointer)
+        for note in notes:
+            console.print(note)
+        # What an earlier run logged beyond its last checkpoint happens again.
+        resume_from = None if checkpointer is None else int(state.step)
+        with build_log(run, [ProgressBar(steps, console)], resume_from) as log:
+            hooks = build_hooks(run, log, checkpointer, watchdog)
+            grace = config.train.grace_seconds
+            trainer = Trainer(run.train, run.batches, steps=steps, hooks=hooks, grace_seconds=grace)
+            state = trainer.fit(state)
     if state.step < steps:
         console.print(f"stopped after {state.step} of {steps} steps")
-    _print_summary(run, state, evaluation.loss, console)
+        if checkpointer is not None:
+            console.print(f"saved in {checkpointer.path}: the same command goes on from there")
+            return
+    _print_summary(run, state, log.latest["eval_loss"], console)
 
 
 def _heading(run: Run) -> str:
@@ -52,14 +70,15 @@ def _heading(run: Run) -> str:
 
 
 def _print_summary(run: Run, state: TrainState, loss: float, console: Console) -> None:
-    """Held-out loss beside that of byte frequencies on the same text, and a sample."""
+    """Held-out loss beside that of token frequencies on the same text, and a sample."""
     import jax
 
+    from hybrid_jax.data.tokenizer import load_tokenizer
     from hybrid_jax.generate import generate
 
     config = run.config.train
-    for name, nats in (("model", loss), ("byte frequencies", run.unigram_loss)):
-        bits = nats / math.log(2)
+    for name, nats in (("model", loss), ("token frequencies", run.unigram_loss)):
+        bits = nats / math.log(2) / run.bytes_per_token
         console.print(f"held-out loss of {name:<17} {nats:.3f} nats, {bits:.3f} bits per byte")
     if config.output_dir is not None:
         console.print(f"metrics in {config.output_dir}")
@@ -71,5 +90,6 @@ def _print_summary(run: Run, state: TrainState, loss: float, console: Console) -
             max_new_tokens=config.sample_tokens,
             temperature=config.sample_temperature,
             key=jax.random.key(config.seed),
+            tokenizer=load_tokenizer(run.batches.batches.sources[0].tokenizer),
         )
         console.print("sample:", text, sep="\n")

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from hybrid_jax.config.checkpoint import CheckpointConfig
 from hybrid_jax.config.data import DataConfig, WeightedSource, parse_sources
 from hybrid_jax.config.model import DecoderConfig, Style, preset
 from hybrid_jax.config.optimizer import OptimizerConfig
@@ -23,6 +24,7 @@ _SECTIONS = {
     "optimizer": OptimizerConfig,
     "data": DataConfig,
     "train": TrainConfig,
+    "checkpoint": CheckpointConfig,
 }
 
 
@@ -30,9 +32,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Returns the run that a YAML file describes, with single fields replaced.
 
     The section `model` takes `preset` ("nano" by default), `style` and any field of
-    `DecoderConfig`; `strategy`, `optimizer`, `data`, `train` and the top level take the fields of
-    `Strategy`, `OptimizerConfig`, `DataConfig`, `TrainConfig` and `RunConfig`. What is absent has
-    its default.
+    `DecoderConfig`; `strategy`, `optimizer`, `data`, `train`, `checkpoint` and the top level take
+    the fields of `Strategy`, `OptimizerConfig`, `DataConfig`, `TrainConfig`, `CheckpointConfig` and
+    `RunConfig`. What is absent has its default.
 
     >>> load_config("configs/quickstart.yaml", ["optimizer.learning_rate=3e-4"]).strategy.stage
     2

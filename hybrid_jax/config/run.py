@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hybrid_jax.config.checkpoint import CheckpointConfig
 from hybrid_jax.config.checks import check_int, multiples_near
 from hybrid_jax.config.data import DataConfig
 from hybrid_jax.config.model import DecoderConfig, preset
@@ -29,6 +30,7 @@ class RunConfig:
       optimizer: the update rule.
       data: the text and its batches.
       train: length of the run and what it reports.
+      checkpoint: when it saves its state, and where it begins.
       cpu_devices: virtual CPU devices to run on; None: the devices that JAX finds.
 
     Raises:
@@ -40,6 +42,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     cpu_devices: int | None = None
 
     def __post_init__(self):
@@ -50,6 +53,7 @@ class RunConfig:
         self._check_lengths()
         self._check_vocabulary()
         self._check_schedule()
+        self._check_checkpoints()
 
     def _check_devices(self):
         if self.cpu_devices is None:
@@ -138,3 +142,17 @@ class RunConfig:
                 f"optimizer.warmup_steps={warmup} must be less than train.steps={steps}: "
                 "shorten the warm-up or train longer."
             )
+
+    def _check_checkpoints(self):
+        if self.checkpoint.every is not None and self.checkpoint_folder is None:
+            raise UserError(
+                f"checkpoint.every={self.checkpoint.every} needs a folder: set train.output_dir or "
+                "checkpoint.folder."
+            )
+
+    @property
+    def checkpoint_folder(self) -> str | None:
+        """Where the run saves its states; None: nowhere."""
+        if self.checkpoint.folder is not None or self.train.output_dir is None:
+            return self.checkpoint.folder
+        return f"{self.train.output_dir}/checkpoints"

@@ -3,6 +3,7 @@
 from hybrid_jax.hooks.evaluate import Evaluate
 from hybrid_jax.hooks.heartbeat import Heartbeat
 from hybrid_jax.hooks.profile import Profile
+from hybrid_jax.hooks.save import Save
 from hybrid_jax.hooks.stop import StopWhenDiverged
 
-__all__ = ["Evaluate", "Heartbeat", "Profile", "StopWhenDiverged"]
+__all__ = ["Evaluate", "Heartbeat", "Profile", "Save", "StopWhenDiverged"]

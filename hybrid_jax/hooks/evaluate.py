@@ -21,17 +21,27 @@ class Evaluate:
       train: the train step, whose `evaluate` is used.
       batches: held-out batches, the same at every call.
       log: takes the loss; its clock stands still meanwhile.
+      last_step: of the run, which when stopped before it ends without an evaluation; None: with.
 
     Attributes:
       loss: the latest held-out loss in nats per token; NaN before the first.
+      step: the updates made before it was measured.
     """
 
-    def __init__(self, train: TrainStep, batches: Iterable[Any], log: Log) -> None:
+    def __init__(
+        self,
+        train: TrainStep,
+        batches: Iterable[Any],
+        log: Log,
+        *,
+        last_step: int | None = None,
+    ) -> None:
         self.train = train
         self.batches = batches
         self.log = log
+        self.last_step = last_step
         self.loss = math.nan
-        self._step = 0
+        self.step = -1
 
     def on_step(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array]) -> None:
         """Evaluates `state`."""
@@ -41,12 +51,12 @@ class Evaluate:
     def on_end(self, state: TrainState) -> None:
         """Evaluates the final state, unless the last step did."""
         step = int(state.step)
-        if step != self._step:
+        if step != self.step and self.last_step in (None, step):
             self._evaluate(step, state)
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         jax.block_until_ready(state)  # what is left of the step counts as training
         with self.log.paused():
             self.loss = evaluate(self.train, state, self.batches)
-        self._step = step
+        self.step = step
         self.log.write(step, {"eval_loss": self.loss})

@@ -43,6 +43,9 @@ class Log:
       learning_rates: of every update of the run, on the host; None: not recorded. A skipped step
         makes no update: its record has the rate of the last one made.
       input_wait: returns the seconds waited for input so far; None: not recorded.
+
+    Attributes:
+      latest: the newest value of every name.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Log:
         self.peak_flops = peak_flops
         self.learning_rates = learning_rates
         self.input_wait = input_wait
+        self.latest: dict[str, float] = {}
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._clock: float | None = None  # when the step after `_clock_step` could begin
         self._clock_step = 0
@@ -86,6 +90,7 @@ class Log:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Passes a record to every writer."""
+        self.latest.update(values)
         for writer in self.writers:
             writer.write(step, values)
 

@@ -52,6 +52,7 @@ class TrainStep:
     warnings: tuple[Finding, ...]
     shardings: TrainState
     _init: Callable = field(repr=False)
+    _init_from: Callable = field(repr=False)
     _step: Callable = field(repr=False)
     _evaluate: Callable = field(repr=False)
     _gradients: Callable = field(repr=False)
@@ -62,6 +63,10 @@ class TrainStep:
     def init(self, key: jax.Array) -> TrainState:
         """Returns a fresh state, born sharded: no array is ever whole on one device."""
         return self._init(key)
+
+    def init_from(self, params: PyTree) -> TrainState:
+        """Returns a fresh state with canonical `params`, which are donated."""
+        return self._init_from(params)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """Makes one update; `state` is donated.
@@ -241,6 +246,9 @@ def make_train_step(
         warnings=warnings,
         shardings=shardings,
         _init=jax.jit(init, out_shardings=shardings),
+        _init_from=jax.jit(
+            lambda params: fresh(from_depth(params)), out_shardings=shardings, donate_argnums=0
+        ),
         _step=jax.jit(step, out_shardings=(shardings, whole), donate_argnums=0),
         _evaluate=jax.jit(
             lambda params, batch: evaluate(params, batch, step_key(0), jnp.float32(1))[1],

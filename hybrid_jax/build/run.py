@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -140,94 +138,3 @@ def examine_layout(config: RunConfig) -> tuple[Finding, ...]:
 def _start_devices(config: RunConfig) -> None:
     if config.cpu_devices is not None:
         force_cpu_devices(config.cpu_devices)
-
-
-def build_log(run: Run, writers: Sequence[Writer] = (), resume_from: int | None = None) -> Log:
-    """Returns the log of a run, which writes to `writers` and to where its config says.
-
-    Args:
-      writers: more places, such as the terminal.
-      resume_from: the step from which the run goes on: what an earlier one wrote beyond it to
-        `output_dir` is dropped; None: it stays.
-
-    Raises:
-      UserError: the folder cannot be made, or Weights & Biases cannot be reached.
-    """
-    config, devices = run.config, run.train.mesh.devices
-    peak = peak_flops(devices.flat[0].device_kind)
-    schedule = make_learning_rate(config.optimizer, config.train.steps)
-    return Log(
-        [*writers, *_make_writers(config, resume_from)],
-        every=config.train.log_every,
-        tokens_per_step=config.data.global_batch * config.data.seq_len,
-        flops_per_token=flops_per_token(config.model, config.data.seq_len),
-        peak_flops=None if peak is None else peak * devices.size,
-        learning_rates=np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps))).tolist(),
-        input_wait=lambda: run.batches.wait_seconds,
-    )
-
-
-def _make_writers(config: RunConfig, resume_from: int | None) -> list[Writer]:
-    project, folder = config.train.wandb_project, config.train.output_dir
-    path: Path | None = None
-    writers: list[Writer] = []
-    if folder is not None:
-        path = Path(folder).expanduser()
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"train.output_dir={folder!r} cannot be made: {error.strerror}; choose a folder "
-                "that you may write to, or null for no files."
-            ) from None
-        writers = [
-            JsonlWriter(path / "metrics.jsonl", resume_from),
-            TensorBoardWriter(path, resume_from),
-        ]
-    if project is not None:
-        name = None if path is None else path.resolve().name
-        writers.append(WandbWriter(project, name, asdict(config), path))
-    return writers
-
-
-def build_watchdog(config: RunConfig) -> contextlib.AbstractContextManager[Watchdog | None]:
-    """Returns the watchdog of this process, to be closed; None where none is asked for.
-
-    Raises:
-      UserError: the folder of its heartbeats cannot be made.
-    """
-    seconds, folder = config.train.stall_seconds, config.train.output_dir
-    if seconds is None:
-        return contextlib.nullcontext()
-    path = None if folder is None else Path(folder).expanduser() / "heartbeats"
-    return Watchdog(seconds, path, jax.process_index(), jax.process_count())
-
-
-def build_hooks(
-    run: Run,
-    log: Log,
-    others: Sequence[Hook] = (),
-    *,
-    watchdog: Watchdog | None = None,
-    last_checkpoint: Callable[[], str | None] = lambda: None,
-) -> tuple[Hook, ...]:
-    """Returns the hooks of a run, in the order in which they belong.
-
-    Args:
-      log: from `build_log`.
-      others: such as evaluating and saving.
-      watchdog: from `build_watchdog`.
-      last_checkpoint: returns where the newest good checkpoint is, to be named when the run ends.
-    """
-    config = run.config.train
-    hooks: list[Hook] = [log]
-    if config.profile_steps is not None:
-        assert config.output_dir is not None, "the config has checked it"
-        folder = Path(config.output_dir).expanduser() / "profile"
-        hooks.append(Profile(*config.profile_steps, folder))
-    hooks += others
-    if watchdog is not None:
-        hooks.append(Heartbeat(watchdog))
-    if config.max_skipped is not None:
-        hooks.append(StopWhenDiverged(config.max_skipped, last_checkpoint))
-    return tuple(hooks)

@@ -1,0 +1,56 @@
+"""Saves the state of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from hybrid_jax.checkpoint.checkpointer import Checkpointer
+from hybrid_jax.hooks.evaluate import Evaluate
+from hybrid_jax.train.state import TrainState
+from hybrid_jax.train.step import TrainStep
+
+
+class Save:
+    """Saves a checkpoint when it is called, and the last state however the run ends.
+
+    Args:
+      checkpointer: takes the states.
+      train: the step that they belong to.
+      evaluation: its held-out loss is kept with a state that it was measured of; it must come
+        before this hook.
+      config: JSON values to keep with every checkpoint.
+      last_step: of the run; saved at its end, when its held-out loss is known.
+    """
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        train: TrainStep,
+        evaluation: Evaluate | None = None,
+        *,
+        config: Mapping[str, Any] | None = None,
+        last_step: int | None = None,
+    ) -> None:
+        self.checkpointer = checkpointer
+        self.train = train
+        self.evaluation = evaluation
+        self.config = config
+        self.last_step = last_step
+
+    def on_step(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array]) -> None:
+        """Saves `state`."""
+        if step != self.last_step:
+            self._save(step, state, {"loss": float(metrics["loss"])})
+
+    def on_end(self, state: TrainState) -> None:
+        """Saves the last state, and waits until it is verified."""
+        self._save(int(state.step), state, {})
+        self.checkpointer.wait()
+
+    def _save(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
+        if self.evaluation is not None and self.evaluation.step == step:
+            metrics["eval_loss"] = self.evaluation.loss
+        self.checkpointer.save(self.train, state, metrics=metrics, config=self.config)
