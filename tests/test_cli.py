@@ -190,7 +190,7 @@ def test_a_mistake_is_one_line_and_status_2(config, capsys, arguments, message):
         ),
         (
             ["train.output_dir=/dev/null/x"],
-            ("train.output_dir='/dev/null/x' cannot be made: Not a directory",),
+            ("folder '/dev/null/x/checkpoints' cannot be written to: Not a directory",),
         ),
         (
             ["strategy.rules=megatrn"],
