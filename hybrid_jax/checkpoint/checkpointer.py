@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import re
 import threading
 import time
 import warnings
@@ -83,6 +86,7 @@ class Checkpointer:
         self._part = (jax.process_index(), jax.process_count())
         self._verification: threading.Thread | None = None
         self._failure: str | None = None
+        self._saving: int | None = None
         self._manifests: dict[int, Manifest] = {}
         self._prepare_folder()
         policy = KeepVerified(keep_last, keep_best, self._is_verified, self._score)
@@ -162,7 +166,8 @@ class Checkpointer:
         if step in self.steps:
             return
         self._check_newest(step)
-        self._join_verification()
+        self.wait()
+        self._saving = step
         state = train.canonical_state(state)
         nested = to_nested(state)
         manifest = Manifest(
@@ -185,7 +190,7 @@ class Checkpointer:
                 ),
             )
         except Exception as error:
-            raise self._cannot_save(step, error) from error
+            raise self._cannot_save(error) from error
         self._verification = threading.Thread(
             target=self._verify, args=(step, manifest), name=f"verify-step-{step}", daemon=True
         )
@@ -230,7 +235,7 @@ class Checkpointer:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._cannot_save(None, error) from error
+            raise self._cannot_save(error) from error
         self._join_verification()
 
     def close(self) -> None:
@@ -238,13 +243,16 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with contextlib.suppress(Exception):  # a failed save, of which `wait` has told
+                self._manager.close()
 
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
+        # What went wrong first is told, not what it led to.
+        with contextlib.suppress(RunError) if exception else contextlib.nullcontext():
+            self.close()
 
     def _prepare_folder(self) -> None:
         try:
@@ -348,10 +356,10 @@ class Checkpointer:
             failure, self._failure = self._failure, None
             raise RunError(f"{failure}; {self._last_good()}.")
 
-    def _cannot_save(self, step: int | None, error: Exception) -> RunError:
-        name = "a checkpoint" if step is None else f"checkpoint step {step}"
+    def _cannot_save(self, error: Exception) -> RunError:
         return RunError(
-            f"{name} cannot be saved in {self.path}: {_cause(error)}; {self._last_good()}."
+            f"checkpoint step {self._saving} cannot be saved in {self.path}: {_cause(error)}; "
+            f"{self._last_good()}."
         )
 
     def _last_good(self) -> str:
@@ -402,4 +410,7 @@ def _cause(error: BaseException) -> str:
     """The innermost reason, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    text = " ".join(str(error).split())
+    if code := re.search(r"os_error_code='(\d+)'", text):  # tensorstore: a long tale of one errno
+        return os.strerror(int(code[1]))
+    return f"{type(error).__name__}: {text[:300]}"
