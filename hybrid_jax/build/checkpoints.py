@@ -1,4 +1,4 @@
-"""Where a run begins: at its own last checkpoint, at another run's parameters, or at random ones."""
+"""Where a run begins: at its last checkpoint, at another run's parameters, or at random ones."""
 
 from __future__ import annotations
 
