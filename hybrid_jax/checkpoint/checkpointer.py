@@ -18,8 +18,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from hybrid_jax.checkpoint import integrity
-from hybrid_jax.checkpoint.arrays import array_entries, check_arrays, read_arrays
+from hybrid_jax.checkpoint.arrays import array_entries, check_arrays, check_digests, read_arrays
 from hybrid_jax.checkpoint.manifest import Damaged, Manifest, read_manifest
+from hybrid_jax.checkpoint.processes import shared, together
 from hybrid_jax.checkpoint.retention import KeepVerified
 from hybrid_jax.checkpoint.tree import from_nested, to_nested
 from hybrid_jax.errors import RunError, UserError
@@ -163,10 +164,11 @@ class Checkpointer:
           UserError: a newer step exists in the folder.
         """
         step = int(state.step)
+        # First: a step that is still being written would be there for some processes only.
+        self.wait()
         if step in self.steps:
             return
         self._check_newest(step)
-        self.wait()
         self._saving = step
         state = train.canonical_state(state)
         nested = to_nested(state)
@@ -190,7 +192,7 @@ class Checkpointer:
                 ),
             )
         except Exception as error:
-            raise self._cannot_save(error) from error
+            raise RunError(f"{self._cannot_save(error)}; {self._last_good()}.") from error
         self._verification = threading.Thread(
             target=self._verify, args=(step, manifest), name=f"verify-step-{step}", daemon=True
         )
@@ -232,27 +234,27 @@ class Checkpointer:
         Raises:
           RunError: it failed.
         """
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._cannot_save(error) from error
-        self._join_verification()
+        if failure := shared(self._finish()):
+            raise RunError(f"{failure}; {self._last_good()}.")
 
     def close(self) -> None:
         """Waits, then releases threads and files."""
         try:
             self.wait()
         finally:
-            with contextlib.suppress(Exception):  # a failed save, of which `wait` has told
-                self._manager.close()
+            self._release()
 
     def __enter__(self) -> Checkpointer:
         return self
 
     def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
-        # What went wrong first is told, not what it led to.
-        with contextlib.suppress(RunError) if exception else contextlib.nullcontext():
+        if exception is None:
             self.close()
+            return
+        # What went wrong first is told, not what it led to; and maybe on this process alone, so
+        # that the others are not waited for.
+        self._finish()
+        self._release()
 
     def _prepare_folder(self) -> None:
         try:
@@ -305,21 +307,17 @@ class Checkpointer:
 
     def _read(self, step: int, like: dict[str, Any] | None) -> dict[str, Any]:
         folder = self.path / str(step)
-        damage = None
-        try:
-            manifest = self._manifests[step] = read_manifest(folder)
+
+        def check_files() -> Manifest:
+            manifest = read_manifest(folder)
             integrity.check_files(folder, *self._part)
-        except Damaged as found:
-            damage = found
-        # All processes go on, or none.
-        if self._part[1] > 1:
-            others = multihost_utils.process_allgather(jax.numpy.array(damage is None))
-            damage = damage or (None if others.all() else Damaged("another process found it so"))
-        if damage is not None:
-            raise damage
+            return manifest
+
+        manifest = self._manifests[step] = together(check_files)
         if like is not None:
             check_arrays(like, manifest, f"checkpoint step {step} in {self.path}")
-        return read_arrays(folder, manifest, like)
+        arrays = together(lambda: read_arrays(folder, manifest, like))
+        return together(lambda: check_digests(arrays, manifest, like))
 
     def _set_aside(self, step: int) -> None:
         if self._part[0] == 0:
@@ -348,19 +346,25 @@ class Checkpointer:
         except (OSError, ValueError) as error:
             self._failure = f"checkpoint step {step} in {self.path} cannot be read back: {error}"
 
-    def _join_verification(self) -> None:
+    def _finish(self) -> str | None:
+        """Waits for the last save and its verification; returns what failed on this process."""
+        failure = None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            failure = self._cannot_save(error)
         if self._verification is not None:
             self._verification.join()
             self._verification = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise RunError(f"{failure}; {self._last_good()}.")
+        failure, self._failure = failure or self._failure, None
+        return failure
 
-    def _cannot_save(self, error: Exception) -> RunError:
-        return RunError(
-            f"checkpoint step {self._saving} cannot be saved in {self.path}: {_cause(error)}; "
-            f"{self._last_good()}."
-        )
+    def _release(self) -> None:
+        with contextlib.suppress(Exception):  # a failed save, of which `wait` has told
+            self._manager.close()
+
+    def _cannot_save(self, error: Exception) -> str:
+        return f"checkpoint step {self._saving} cannot be saved in {self.path}: {_cause(error)}"
 
     def _last_good(self) -> str:
         step = self.last_good_step

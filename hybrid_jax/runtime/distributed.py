@@ -55,8 +55,8 @@ def _count_and_index(environment: Mapping[str, str]) -> tuple[int, int]:
     count, index = environment[_COUNT], environment[_INDEX]
     if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
         raise UserError(
-            f"{_INDEX}={index} with {_COUNT}={count}: processes are numbered from 0 to their number "
-            "minus one."
+            f"{_INDEX}={index} with {_COUNT}={count}: processes are numbered from 0 to their "
+            "number minus one."
         )
     host, _, port = environment[_ADDRESS].rpartition(":")
     if not host or not port.isdecimal():
