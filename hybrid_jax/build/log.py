@@ -24,6 +24,9 @@ from hybrid_jax.train.optimizer import make_learning_rate
 def build_log(run: Run, writers: Sequence[Writer] = (), resume_from: int | None = None) -> Log:
     """Returns the log of a run, which writes to `writers` and to where its config says.
 
+    With several processes only the first one writes where the config says; the logs of the others
+    keep the latest values, which are the same.
+
     Args:
       writers: more places, such as the terminal.
       resume_from: the step from which the run goes on: what an earlier one wrote beyond it to
@@ -59,6 +62,9 @@ def _make_writers(config: RunConfig, resume_from: int | None) -> list[Writer]:
                 f"train.output_dir={folder!r} cannot be made: {error.strerror}; choose a folder "
                 "that you may write to, or null for no files."
             ) from None
+    if jax.process_index() != 0:
+        return []
+    if path is not None:
         writers = [
             JsonlWriter(path / "metrics.jsonl", resume_from),
             TensorBoardWriter(path, resume_from),

@@ -12,8 +12,10 @@ from hybrid_jax.data.open import check_sources, open_source
 from hybrid_jax.data.prefetch import Prefetch
 from hybrid_jax.data.source import TokenSource
 from hybrid_jax.data.unigram import unigram_loss
+from hybrid_jax.errors import UserError
 from hybrid_jax.models.decoder import Decoder
 from hybrid_jax.runtime.cpu import force_cpu_devices
+from hybrid_jax.runtime.distributed import initialize_from_environment
 from hybrid_jax.sharding.doctor import Finding, examine
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.sharding.rules import resolve_rules
@@ -60,6 +62,8 @@ def build(config: RunConfig) -> Run:
         config=config,
         model=train.model,  # pyright: ignore[reportArgumentType]
         train=train,
+        # Every process makes every batch whole, millions of tokens per second: the data then is the
+        # same whatever the number of processes and whichever of them holds a row.
         batches=Prefetch(batches),
         validation=validation,
         unigram_loss=unigram_loss(batches, validation),
@@ -124,5 +128,12 @@ def examine_layout(config: RunConfig) -> tuple[Finding, ...]:
 
 
 def _start_devices(config: RunConfig) -> None:
-    if config.cpu_devices is not None:
-        force_cpu_devices(config.cpu_devices)
+    num_processes = initialize_from_environment()
+    if config.cpu_devices is None:
+        return
+    if config.cpu_devices % num_processes:
+        raise UserError(
+            f"cpu_devices={config.cpu_devices} cannot be shared by {num_processes} processes: "
+            "start a number of processes that divides it."
+        )
+    force_cpu_devices(config.cpu_devices // num_processes)

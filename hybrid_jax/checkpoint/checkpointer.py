@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from hybrid_jax.checkpoint.arrays import array_entries
 from hybrid_jax.checkpoint.folder import StepFolder
 from hybrid_jax.checkpoint.manifest import Damaged, Manifest
+from hybrid_jax.checkpoint.processes import shared
 from hybrid_jax.checkpoint.recovery import read_good_step
 from hybrid_jax.checkpoint.retention import KeepVerified
 from hybrid_jax.checkpoint.tree import from_nested, to_nested
@@ -157,10 +158,11 @@ class Checkpointer:
           UserError: a newer step exists in the folder.
         """
         step = int(state.step)
+        # First: a step that is still being written would be there for some processes only.
+        self.wait()
         if step in self.steps:
             return
         self._check_newest(step)
-        self.wait()
         self._saving = step
         state = train.canonical_state(state)
         nested = to_nested(state)
@@ -184,7 +186,7 @@ class Checkpointer:
                 ),
             )
         except Exception as error:
-            raise self._cannot_save(error) from error
+            raise RunError(f"{self._cannot_save(error)}; {self._last_good()}.") from error
         self._verification = Verification(
             self._folder / step, manifest, self._manager.is_saving_in_progress, self._part
         )
@@ -226,35 +228,27 @@ class Checkpointer:
         Raises:
           RunError: it failed.
         """
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._cannot_save(error) from error
-        verification, self._verification = self._verification, None
-        if verification is None:
-            return
-        verification.join()
-        if verification.failure is not None:
-            raise RunError(
-                f"checkpoint step {self._saving} in {self.path} {verification.failure}; "
-                f"{self._last_good()}."
-            )
+        if failure := shared(self._finish()):
+            raise RunError(f"{failure}; {self._last_good()}.")
 
     def close(self) -> None:
         """Waits, then releases threads and files."""
         try:
             self.wait()
         finally:
-            with contextlib.suppress(Exception):  # a failed save, of which `wait` has told
-                self._manager.close()
+            self._release()
 
     def __enter__(self) -> Checkpointer:
         return self
 
     def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
-        # What went wrong first is told, not what it led to.
-        with contextlib.suppress(RunError) if exception else contextlib.nullcontext():
+        if exception is None:
             self.close()
+            return
+        # What went wrong first is told, not what it led to; and maybe on this process alone, so
+        # that the others are not waited for.
+        self._finish()
+        self._release()
 
     def _restore(self, like: dict[str, Any] | None, step: int | None) -> dict[str, Any]:
         nested, damaged = read_good_step(self._folder, like, step, self._part)
@@ -262,11 +256,26 @@ class Checkpointer:
             self._manager.reload()
         return nested
 
-    def _cannot_save(self, error: Exception) -> RunError:
-        return RunError(
-            f"checkpoint step {self._saving} cannot be saved in {self.path}: {_cause(error)}; "
-            f"{self._last_good()}."
-        )
+    def _finish(self) -> str | None:
+        """Waits for the last save and its verification; returns what failed on this process."""
+        failure = None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            failure = self._cannot_save(error)
+        verification, self._verification = self._verification, None
+        if verification is not None:
+            verification.join()
+            if failure is None and verification.failure is not None:
+                failure = f"checkpoint step {self._saving} in {self.path} {verification.failure}"
+        return failure
+
+    def _release(self) -> None:
+        with contextlib.suppress(Exception):  # a failed save, of which `wait` has told
+            self._manager.close()
+
+    def _cannot_save(self, error: Exception) -> str:
+        return f"checkpoint step {self._saving} cannot be saved in {self.path}: {_cause(error)}"
 
     def _last_good(self) -> str:
         step = self.last_good_step

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from hybrid_jax.checkpoint import integrity
-from hybrid_jax.checkpoint.arrays import check_arrays, read_arrays
+from hybrid_jax.checkpoint.arrays import check_arrays, check_digests, read_arrays
 from hybrid_jax.checkpoint.folder import StepFolder
-from hybrid_jax.checkpoint.manifest import Damaged
+from hybrid_jax.checkpoint.manifest import Damaged, Manifest
+from hybrid_jax.checkpoint.processes import together
 from hybrid_jax.errors import UserError
 
 Nested = dict[str, Any]
@@ -64,20 +64,16 @@ def read_good_step(
 
 
 def _read(folder: StepFolder, step: int, like: Nested | None, part: Part) -> Nested:
-    damage = manifest = None
-    try:
+    def check_files() -> Manifest:
         manifest = folder.manifest(step, again=True)
         integrity.check_files(folder / step, *part)
-    except Damaged as found:
-        damage = found
-    if part[1] > 1:  # all processes go on, or none
-        good = multihost_utils.process_allgather(jnp.array(damage is None))
-        damage = damage or (None if good.all() else Damaged("another process found it so"))
-    if damage is not None or manifest is None:
-        raise damage or Damaged("its manifest cannot be read")
+        return manifest
+
+    manifest = together(check_files)
     if like is not None:
         check_arrays(like, manifest, f"checkpoint step {step} in {folder.path}")
-    return read_arrays(folder / step, manifest, like)
+    arrays = together(lambda: read_arrays(folder / step, manifest, like))
+    return together(lambda: check_digests(arrays, manifest, like))
 
 
 def _set_aside(folder: StepFolder, damaged: list[int], part: Part) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def train(config: RunConfig) -> None:
     """Train a model and report its held-out loss and a sample of its text."""
+    import jax
     from rich.console import Console
 
     from hybrid_jax.build import (
@@ -33,8 +34,10 @@ def train(config: RunConfig) -> None:
     from hybrid_jax.trainer import Trainer
 
     _hush_orbax()
-    console = Console(highlight=False, markup=False, soft_wrap=True)
     run = build(config)
+    # All processes do the same; the first one tells.
+    tells = jax.process_index() == 0
+    console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not tells)
     console.print(_heading(run))
     steps = config.train.steps
     with (
@@ -47,7 +50,8 @@ def train(config: RunConfig) -> None:
             console.print(note)
         # What an earlier run logged beyond its last checkpoint happens again.
         resume_from = None if checkpointer is None else int(state.step)
-        with build_log(run, [ProgressBar(steps, console)], resume_from) as log:
+        terminal = [ProgressBar(steps, console)] if tells else []
+        with build_log(run, terminal, resume_from) as log:
             hooks = build_hooks(run, log, checkpointer, watchdog)
             grace = config.train.grace_seconds
             trainer = Trainer(run.train, run.batches, steps=steps, hooks=hooks, grace_seconds=grace)
