@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from hybrid_jax.config.model import flops_per_token
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.data.batches import Batches, EvaluationBatches
 from hybrid_jax.data.open import check_sources, open_source
 from hybrid_jax.data.prefetch import Prefetch
 from hybrid_jax.data.source import TokenSource
 from hybrid_jax.data.unigram import unigram_loss
-from hybrid_jax.errors import UserError
-from hybrid_jax.hooks import Heartbeat, Profile, StopWhenDiverged
-from hybrid_jax.inspect.hardware import peak_flops
-from hybrid_jax.metrics.files import JsonlWriter, TensorBoardWriter
-from hybrid_jax.metrics.log import Log, Writer
-from hybrid_jax.metrics.wandb import WandbWriter
 from hybrid_jax.models.decoder import Decoder
 from hybrid_jax.runtime.cpu import force_cpu_devices
-from hybrid_jax.runtime.watchdog import Watchdog
 from hybrid_jax.sharding.doctor import Finding, examine
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.sharding.rules import resolve_rules
-from hybrid_jax.train.optimizer import make_learning_rate, make_optimizer
+from hybrid_jax.train.optimizer import make_optimizer
 from hybrid_jax.train.step import TrainStep, make_train_step
-from hybrid_jax.trainer import Hook
 
 
 @dataclass(frozen=True)

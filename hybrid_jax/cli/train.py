@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
     from rich.console import Console
 
     from hybrid_jax.build import Run
@@ -28,6 +32,7 @@ def train(config: RunConfig) -> None:
     from hybrid_jax.metrics.progress import ProgressBar
     from hybrid_jax.trainer import Trainer
 
+    _hush_orbax()
     console = Console(highlight=False, markup=False, soft_wrap=True)
     run = build(config)
     console.print(_heading(run))
@@ -53,6 +58,19 @@ def train(config: RunConfig) -> None:
             console.print(f"saved in {checkpointer.path}: the same command goes on from there")
             return
     _print_summary(run, state, log.latest["eval_loss"], console)
+
+
+def _hush_orbax() -> None:
+    """What Orbax raises it also prints at length, once for every file that failed."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    report = sys.unraisablehook
+
+    def hush(unraisable: UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hush
 
 
 def _heading(run: Run) -> str:
@@ -90,6 +108,6 @@ def _print_summary(run: Run, state: TrainState, loss: float, console: Console) -
             max_new_tokens=config.sample_tokens,
             temperature=config.sample_temperature,
             key=jax.random.key(config.seed),
-            tokenizer=load_tokenizer(run.batches.batches.sources[0].tokenizer),
+            tokenizer=load_tokenizer(run.validation.sources[0].tokenizer),
         )
         console.print("sample:", text, sep="\n")
