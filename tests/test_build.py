@@ -112,7 +112,12 @@ def test_hooks_stand_in_their_order(tmp_path):
 
 
 def test_hooks_that_nobody_wants():
-    overrides = ["train.max_skipped=null", "train.eval_batches=1"]
+    overrides = [
+        "train.max_skipped=null",
+        "train.eval_batches=1",
+        "train.output_dir=null",
+        "checkpoint.every=null",
+    ]
     run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
     with build_log(run) as log, build_watchdog(run.config) as watchdog:
         assert watchdog is None
