@@ -8,6 +8,7 @@ import pytest
 
 from hybrid_jax.build import (
     build,
+    build_checkpointer,
     build_data,
     build_hooks,
     build_log,
@@ -17,9 +18,10 @@ from hybrid_jax.build import (
 from hybrid_jax.config.load import load_config
 from hybrid_jax.data.open import open_source
 from hybrid_jax.errors import UserError
-from hybrid_jax.hooks import Heartbeat, Profile, StopWhenDiverged
+from hybrid_jax.hooks import Evaluate, Heartbeat, Profile, Save, StopWhenDiverged
 from hybrid_jax.metrics.log import Log
 from hybrid_jax.train.state import TrainState
+from hybrid_jax.trainer import EveryN
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 ON_EIGHT = [
@@ -87,14 +89,6 @@ def test_bad_data_is_told_before_a_model_is_built():
         build(config)
 
 
-class Other:
-    def on_step(self, step, state, metrics):
-        pass
-
-    def on_end(self, state):
-        pass
-
-
 def test_hooks_stand_in_their_order(tmp_path):
     overrides = [
         f"train.output_dir={tmp_path}",
@@ -103,12 +97,18 @@ def test_hooks_stand_in_their_order(tmp_path):
         "train.eval_batches=1",
     ]
     run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
-    with build_log(run) as log, build_watchdog(run.config) as watchdog:
+    with (
+        build_checkpointer(run.config) as checkpointer,
+        build_watchdog(run.config) as watchdog,
+        build_log(run) as log,
+    ):
+        assert checkpointer.path == tmp_path / "checkpoints"
         assert (tmp_path / "heartbeats" / "heartbeat-0.json").exists()
-        hooks = build_hooks(run, log, [Other()], watchdog=watchdog)
-        kinds = [Log, Profile, Other, Heartbeat, StopWhenDiverged]
-        assert [type(hook) for hook in hooks] == kinds
-        assert build_hooks(run, log, watchdog=watchdog)[-1].max_skipped == 5
+        hooks = build_hooks(run, log, checkpointer, watchdog)
+        inner = [hook.hook if isinstance(hook, EveryN) else hook for hook in hooks]
+        kinds = [Log, Profile, Evaluate, Save, Heartbeat, StopWhenDiverged]
+        assert [type(hook) for hook in inner] == kinds
+        assert inner[-1].max_skipped == 5
 
 
 def test_hooks_that_nobody_wants():
@@ -121,4 +121,5 @@ def test_hooks_that_nobody_wants():
     run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
     with build_log(run) as log, build_watchdog(run.config) as watchdog:
         assert watchdog is None
-        assert build_hooks(run, log, watchdog=watchdog) == (log,)
+        hooks = build_hooks(run, log)
+        assert [type(hook) for hook in hooks] == [Log, EveryN]  # it is always evaluated at its end
