@@ -89,6 +89,10 @@ def test_bad_data_is_told_before_a_model_is_built():
         build(config)
 
 
+def kinds(hooks) -> list[type]:
+    return [type(hook.hook if isinstance(hook, EveryN) else hook) for hook in hooks]
+
+
 def test_hooks_stand_in_their_order(tmp_path):
     overrides = [
         f"train.output_dir={tmp_path}",
@@ -98,17 +102,15 @@ def test_hooks_stand_in_their_order(tmp_path):
     ]
     run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
     with (
+        build_log(run) as log,
         build_checkpointer(run.config) as checkpointer,
         build_watchdog(run.config) as watchdog,
-        build_log(run) as log,
     ):
-        assert checkpointer.path == tmp_path / "checkpoints"
         assert (tmp_path / "heartbeats" / "heartbeat-0.json").exists()
         hooks = build_hooks(run, log, checkpointer, watchdog)
-        inner = [hook.hook if isinstance(hook, EveryN) else hook for hook in hooks]
-        kinds = [Log, Profile, Evaluate, Save, Heartbeat, StopWhenDiverged]
-        assert [type(hook) for hook in inner] == kinds
-        assert inner[-1].max_skipped == 5
+    assert kinds(hooks) == [Log, Profile, Evaluate, Save, Heartbeat, StopWhenDiverged]
+    assert [hook.n for hook in hooks if isinstance(hook, EveryN)] == [80, 40]
+    assert hooks[-1].max_skipped == 5
 
 
 def test_hooks_that_nobody_wants():
@@ -119,7 +121,10 @@ def test_hooks_that_nobody_wants():
         "checkpoint.every=null",
     ]
     run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
-    with build_log(run) as log, build_watchdog(run.config) as watchdog:
-        assert watchdog is None
-        hooks = build_hooks(run, log)
-        assert [type(hook) for hook in hooks] == [Log, EveryN]  # it is always evaluated at its end
+    with (
+        build_log(run) as log,
+        build_checkpointer(run.config) as checkpointer,
+        build_watchdog(run.config) as watchdog,
+    ):
+        assert (checkpointer, watchdog) == (None, None)
+        assert kinds(build_hooks(run, log)) == [Log, Evaluate]
