@@ -18,6 +18,7 @@ from hybrid_jax.pipeline import ring as ring_buffer
 from hybrid_jax.pipeline.device import Device, Inputs, Totals, Work
 from hybrid_jax.pipeline.program import StageProgram
 from hybrid_jax.pipeline.schedule import Schedule, Segment
+from hybrid_jax.sharding.order import after
 
 PyTree = Any
 
@@ -54,6 +55,7 @@ def execute(
     inputs: Inputs,
     *,
     skip_bubbles: bool,
+    ordered: bool = False,
     bubble_value: float = 0.0,
 ) -> Totals:
     """Runs every microbatch through every layer as `schedule` says; returns loss and gradients.
@@ -61,6 +63,7 @@ def execute(
     Args:
       skip_bubbles: idle slots are skipped by a `cond` that differs between stages (right where
         virtual devices share cores) instead of computed and masked.
+      ordered: the B slot of a tick waits for its F slot; see `hybrid_jax.sharding.order`.
       bubble_value: what idle slots compute on; NaN in tests, to show that nothing leaks.
     """
     device = Device(schedule, program, inputs, skip_bubbles=skip_bubbles, bubble_value=bubble_value)
@@ -75,7 +78,7 @@ def execute(
     )
     carry = _initial_carry(device)
     for segment in schedule.segments():
-        carry = _run_segment(device, segment, carry, rows)
+        carry = _run_segment(device, segment, carry, rows, ordered)
     return carry.totals
 
 
@@ -92,15 +95,16 @@ def _initial_carry(device: Device) -> Carry:
     return Carry(x, x, residuals, ring_buffer.allocate(schedule.num_slots, waiting), totals)
 
 
-def _run_segment(device: Device, segment: Segment, carry: Carry, rows: Row) -> Carry:
+def _run_segment(device: Device, segment: Segment, carry: Carry, rows: Row, ordered: bool) -> Carry:
     """Scans the ticks of one segment; a single tick needs no scan."""
     ticks = jax.tree.map(lambda column: column[segment.start : segment.stop], rows)
+    tick = lambda carry, row: _tick(device, segment, carry, row, ordered)
     if segment.stop - segment.start == 1:
-        return _tick(device, segment, carry, jax.tree.map(lambda column: column[0], ticks))
-    return lax.scan(lambda carry, row: (_tick(device, segment, carry, row), None), carry, ticks)[0]
+        return tick(carry, jax.tree.map(lambda column: column[0], ticks))
+    return lax.scan(lambda carry, row: (tick(carry, row), None), carry, ticks)[0]
 
 
-def _tick(device: Device, segment: Segment, carry: Carry, row: Row) -> Carry:
+def _tick(device: Device, segment: Segment, carry: Carry, row: Row, ordered: bool) -> Carry:
     """F slot, head, B slot, then one step along the pipeline in each direction."""
     schedule = device.schedule
     ticks = slice(segment.start, segment.stop)
@@ -122,6 +126,8 @@ def _tick(device: Device, segment: Segment, carry: Carry, row: Row) -> Carry:
         has_bubbles = bool((schedule.b_microbatch[ticks] < 0).any())
         if residuals:
             stored = ring_buffer.read(residuals, row.b.slot)
+        if ordered and segment.forward:
+            dy = after(dy, y)
         totals, dx = device.backward_slot(row.b, stored, dy, totals, has_bubbles=has_bubbles)
         dx = device.send(dx, -1)
     if segment.forward:

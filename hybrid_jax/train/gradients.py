@@ -17,6 +17,7 @@ from hybrid_jax.pipeline.executor import execute
 from hybrid_jax.pipeline.program import StageProgram, make_chunk
 from hybrid_jax.pipeline.schedule import Schedule
 from hybrid_jax.sharding.constrain import MANUAL_AXES, Constrain, make_constrain, manual_part
+from hybrid_jax.sharding.order import after, start_after
 from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules
 from hybrid_jax.train import zero
 
@@ -79,9 +80,10 @@ def make_loss_and_gradients(
     Args:
       placements: tree of `Placement` for params {"embed", "blocks", "head"}, blocks in stage order.
     """
-    skip_bubbles = strategy.skip_bubbles
-    if skip_bubbles is None:
-        skip_bubbles = mesh.devices.flat[0].platform == "cpu"
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    skip_bubbles = on_cpu if strategy.skip_bubbles is None else strategy.skip_bubbles
+    # Only ZeRO-3 has collectives of one kind inside the loops over layers and beside them.
+    ordered = on_cpu and strategy.zero == 3
     trains = schedule.name != "forward_only"
     outer_placements, block_placements = split_params(placements)
     constrain = make_constrain(rules, mesh)
@@ -91,13 +93,23 @@ def make_loss_and_gradients(
 
     def body(params, batch, key_data, loss_scale):
         outer, blocks = split_params(_compute_copy(params, strategy, placements))
+        if ordered:
+            blocks = start_after(blocks, outer)
         blocks = _split_leading(blocks, schedule.chunks)
         microbatches = _microbatches(batch, schedule.microbatches)
         inputs = Inputs(outer, blocks, microbatches, key_data, loss_scale if scaled else None)
         with jax.default_matmul_precision(MATMUL_PRECISION[strategy.precision]):
             totals = execute(
-                schedule, program, inputs, skip_bubbles=skip_bubbles, bubble_value=bubble_value
+                schedule,
+                program,
+                inputs,
+                skip_bubbles=skip_bubbles,
+                ordered=ordered,
+                bubble_value=bubble_value,
             )
+        if ordered and trains:
+            outside = totals._replace(block_grads=())
+            totals = after(outside, totals.block_grads)._replace(block_grads=totals.block_grads)
         loss_sum, weight = zero.psum((totals.loss_sum, totals.weight_sum), MANUAL_AXES, mesh)
         per_weight = jnp.where(weight > 0, 1 / weight, 0)
         metrics = {"loss": loss_sum * per_weight, "weight": weight}
