@@ -123,7 +123,7 @@ def test_another_model_or_other_data_is_another_run(tmp_path, config):
     assert train(config, *small).returncode == 0
     for override, expected in [
         ("model.rope_theta=5e5", "another model: model.rope_theta was 10000.0, is 500000.0"),
-        ("data.seed=7", "other data: seed=0"),
+        ("data.seed=7", "other data: seed=0 there, seed=7 here;"),
         ("optimizer.name=lion", "the model and the optimizer that it was saved with"),
     ]:
         message = one_line(train(config, *small, override), 2)
@@ -131,6 +131,11 @@ def test_another_model_or_other_data_is_another_run(tmp_path, config):
     result = train(config, *small, "optimizer.learning_rate=2e-2", "train.steps=6")
     assert result.returncode == 0, result.stderr
     assert "optimizer.learning_rate was 0.01, is 0.02" in result.stdout
+    message = one_line(train(config, *small, "train.steps=5"), 2)
+    assert "train.steps=5, but the run has made 6" in message
+    typo = [f"train.output_dir={tmp_path}/new", f"checkpoint.init_from={tmp_path}/chekpoints"]
+    assert "does not exist" in one_line(train(config, *typo), 2)
+    assert not (tmp_path / "chekpoints").exists()
     new = [f"train.output_dir={tmp_path}/new", f"checkpoint.init_from={tmp_path}/checkpoints"]
     result = train(config, *new, "train.steps=4", "optimizer.name=lion", "data.seed=7")
     assert result.returncode == 0, result.stderr

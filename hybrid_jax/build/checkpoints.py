@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,15 +44,26 @@ def start(run: Run, checkpointer: Checkpointer | None) -> tuple[TrainState, list
     """
     config = run.config
     if checkpointer is not None and checkpointer.steps:
+        notes = _compare(run, _newest_config(checkpointer))
         state = checkpointer.restore(run.train)
         step = int(state.step)
-        notes = [f"going on from step {step} in {config.checkpoint_folder}"]
-        return state, notes + _compare(run, checkpointer.manifest(step).config)
+        if step > config.train.steps:
+            raise UserError(
+                f"train.steps={config.train.steps}, but the run has made {step} in "
+                f"{config.checkpoint_folder}: raise it, or start another run in another "
+                "train.output_dir."
+            )
+        return state, [f"going on from step {step} in {config.checkpoint_folder}", *notes]
     if config.checkpoint.init_from is not None:
-        with Checkpointer(config.checkpoint.init_from) as source:
+        folder = config.checkpoint.init_from
+        if not Path(folder).expanduser().is_dir():
+            raise UserError(
+                f"checkpoint.init_from={folder!r} does not exist: give the folder of a run's "
+                "checkpoints."
+            )
+        with Checkpointer(folder) as source:
             params = source.restore_params(run.train)
-        notes = [f"parameters from {config.checkpoint.init_from}"]
-        return run.train.init_from(params), notes
+        return run.train.init_from(params), [f"parameters from {folder}"]
     return run.train.init(jax.random.key(config.train.seed)), []
 
 
@@ -63,16 +75,20 @@ def recipe(config: RunConfig) -> dict[str, Any]:
 
 def _compare(run: Run, saved: Mapping[str, Any]) -> list[str]:
     """Raises for what may not change in a run; returns what did change."""
+    if not saved:
+        return []  # nothing can be read, as restoring will say
     remedy = (
         "go on with what it was started with, or start another run in another train.output_dir, "
         f"with checkpoint.init_from={run.config.checkpoint_folder} for these parameters"
     )
     if changed := _differences("model", saved.get("model"), asdict(run.config.model)):
         raise UserError(f"the checkpoint has another model: {changed[0]}; {remedy}.")
-    if saved.get("data") != run.data_fingerprint:
+    there, here = saved.get("data", "").split(), run.data_fingerprint.split()
+    if there != here:
+        only_there = " ".join(word for word in there if word not in here)
+        only_here = " ".join(word for word in here if word not in there)
         raise UserError(
-            f"the checkpoint saw other data: {saved.get('data')} there, {run.data_fingerprint} "
-            f"here; {remedy}."
+            f"the checkpoint saw other data: {only_there} there, {only_here} here; {remedy}."
         )
     found = recipe(run.config)
     return [
@@ -80,6 +96,14 @@ def _compare(run: Run, saved: Mapping[str, Any]) -> list[str]:
         for section, fields in found.items()
         for note in _differences(section, saved.get("run", {}).get(section), fields)
     ]
+
+
+def _newest_config(checkpointer: Checkpointer) -> Mapping[str, Any]:
+    """Of the newest step whose manifest can be read; restoring names those that cannot."""
+    for step in reversed(checkpointer.steps):
+        with contextlib.suppress(UserError):
+            return checkpointer.manifest(step).config
+    return {}
 
 
 def _differences(section: str, saved: Mapping[str, Any] | None, here: Mapping[str, Any]):
