@@ -15,7 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.plan.triples import MODELS, TRIPLES, Triple
+from tests.plan.triples import HELD_OUT, MODELS, TRIPLES, Triple
+
+EVERY = (*TRIPLES, *HELD_OUT)
 
 # XLA:TPU for absent chips asks no metadata server and no other host.
 ENVIRONMENT = {
@@ -73,7 +75,7 @@ def compile_triple(triple: Triple) -> dict:
 
 def compile_all(path: Path) -> None:
     rows = json.loads(path.read_text()) if path.exists() else {}
-    for index, triple in enumerate(TRIPLES):
+    for index, triple in enumerate(EVERY):
         if triple.name in rows:
             continue
         accelerator = ACCELERATORS[triple.devices.partition(":")[0]]
@@ -94,9 +96,30 @@ def compile_all(path: Path) -> None:
         print(triple.name, rows[triple.name]["total"] / 2**30, flush=True)
 
 
+def compare(path: Path) -> list[dict]:
+    """Prediction and compiler's figure of every triple that was compiled."""
+    from hybrid_jax.plan.memory import memory
+
+    compiled = json.loads(path.read_text())
+    rows = []
+    for triple in EVERY:
+        if triple.name in compiled:
+            parts = memory(MODELS[triple.model], triple.layout, triple.global_batch, triple.seq_len)
+            total = compiled[triple.name]["total"]
+            rows.append(
+                {
+                    "triple": triple,
+                    "parts": parts,
+                    "compiled": total,
+                    "error": parts.total / total - 1,
+                }
+            )
+    return rows
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["one", index]:
-            print(json.dumps(compile_triple(TRIPLES[int(index)])))
+            print(json.dumps(compile_triple(EVERY[int(index)])))
         case ["compile", path]:
             compile_all(Path(path))

@@ -11,7 +11,7 @@ import pytest
 
 import hybrid_jax as hj
 from hybrid_jax.config.model import num_params
-from hybrid_jax.plan.parameters import block_leaves, gathered, outer_leaves, shard, stored
+from hybrid_jax.plan.parameters import block_leaves, entries, gathered, outer_leaves, shard, stored
 from tests.tiny import decoder
 
 LAYOUTS = [
@@ -69,5 +69,12 @@ def test_the_compute_copy_is_split_by_stage_and_model_alone():
     norms = 2 * config.num_layers * config.embed_dim
     assert gathered(block_leaves(config), strategy) == (whole - norms) // 4 + norms // 2
     table = outer_leaves(config)[0]
-    assert shard(table, strategy).gathered == table.size // 2
+    assert shard(table, strategy).gathered == (table.shape[0] // 2, table.shape[1])
+    assert shard(table, strategy).stored == (table.shape[0] // 2, table.shape[1] // 4)
     assert shard(table, strategy).zero_axes == ("stage", "data")
+
+
+def test_tiles_pad_the_dims_that_waste_least():
+    assert entries((3, 256, 128), lanes=128) == 3 * 256 * 128
+    assert entries((2, 4, 64), lanes=128) == 8 * 128 * 2  # no order of dims does better
+    assert entries((1600,), lanes=128) == 1600
