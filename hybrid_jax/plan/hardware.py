@@ -184,10 +184,15 @@ def _take_torus(dims: list[_Dim], size: int) -> float:
     in between.
     """
     links = 0.0
-    for whole in (True, False):
+    fits = (
+        lambda dim, part: dim.size == size,  # one ring for the axis alone
+        lambda dim, part: dim.size == part,  # several whole rings
+        lambda dim, part: True,
+    )
+    for fit in fits:
         for dim in dims:
             part = math.gcd(size, dim.size)
-            if part == 1 or (whole and part != dim.size):
+            if part == 1 or not fit(dim, part):
                 continue
             ring = part == dim.size and dim.wraps and dim.stride == 1
             links += (2 if ring else 1) / dim.stride

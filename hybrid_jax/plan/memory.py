@@ -139,7 +139,7 @@ class _Step:
     def head_gradient(self) -> int:
         """Of the output kernel (tied: the table), in the compute dtype."""
         kernel = self.outer[0 if self.config.tied else -1]
-        return self.entry * gathered([kernel], self.strategy, self.lanes)
+        return self.entry * gathered((kernel,), self.strategy, self.lanes)
 
     def boundary(self) -> int:
         """x and dx as received, and gpipe's outputs that wait for their head."""

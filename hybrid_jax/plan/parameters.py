@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
@@ -41,6 +41,7 @@ class Shard:
     zero_axes: tuple[str, ...]
 
 
+@lru_cache
 def block_leaves(config: DecoderConfig) -> tuple[Leaf, ...]:
     """Returns the parameters of the stacked blocks, [L, ...]."""
     embed, heads, kv = config.embed_dim, config.num_heads, config.num_kv_heads
@@ -55,6 +56,7 @@ def block_leaves(config: DecoderConfig) -> tuple[Leaf, ...]:
     return tuple(Leaf((config.num_layers, *leaf.shape), ("layers", *leaf.names)) for leaf in leaves)
 
 
+@lru_cache
 def outer_leaves(config: DecoderConfig) -> tuple[Leaf, ...]:
     """Returns the parameters of embedding and head, which every stage holds."""
     leaves = [Leaf((config.vocab_size, config.embed_dim), ("vocab", "embed"))]
@@ -73,37 +75,49 @@ def num_up(config: DecoderConfig) -> int:
 
 def shard(leaf: Leaf, strategy: Strategy) -> Shard:
     """Returns what a device holds of `leaf`, as `hybrid_jax.sharding.placement` places it."""
+    return _shard(leaf, *_placement(strategy))
+
+
+def _placement(strategy: Strategy) -> tuple[int, int, int, bool, bool]:
+    """All of a strategy that the placement of parameters depends on."""
+    rules = strategy.rules
+    on_data = isinstance(rules, str) and "fsdp" in rules.split("+")
+    return strategy.stage, strategy.data, strategy.model, strategy.zero > 0, on_data
+
+
+@lru_cache(maxsize=65536)
+def _shard(leaf: Leaf, stage: int, data: int, model: int, splits: bool, on_data: bool) -> Shard:
     is_block = leaf.names[0] == "layers"
     whole, free = list(leaf.shape), []
     for dim, name in enumerate(leaf.names):
         if name == "layers":
-            whole[dim] //= strategy.stage
-        elif name in ON_MODEL and strategy.model > 1:
-            whole[dim] //= strategy.model
+            whole[dim] //= stage
+        elif name in ON_MODEL and model > 1:
+            whole[dim] //= model
         else:
             free.append(dim)
-    if _on_data(strategy) and "embed" in leaf.names:
+    if on_data and "embed" in leaf.names:
         free = [leaf.names.index("embed")]
-    candidates = ("data",) if is_block else ("stage", "data")
-    everything = tuple(axis for axis in candidates if getattr(strategy, axis) > 1)
+    sizes = {"data": data} if is_block else {"stage": stage, "data": data}
+    everything = tuple(axis for axis, size in sizes.items() if size > 1)
     for axes in (everything, tuple(axis for axis in everything if axis == "data")):
-        parts = math.prod(getattr(strategy, axis) for axis in axes)
+        parts = math.prod(sizes[axis] for axis in axes)
         divisible = [dim for dim in free if whole[dim] % parts == 0]
-        if strategy.zero and axes and divisible:
+        if splits and axes and divisible:
             dim = max(divisible, key=lambda dim: whole[dim])
             part = [*whole[:dim], whole[dim] // parts, *whole[dim + 1 :]]
             return Shard(tuple(part), tuple(whole), axes)
     return Shard(tuple(whole), tuple(whole), ())
 
 
-def stored(leaves: Iterable[Leaf], strategy: Strategy, lanes: int = 1) -> int:
+def stored(leaves: tuple[Leaf, ...], strategy: Strategy, lanes: int = 1) -> int:
     """Entries of the master copy of `leaves` on one device; see `entries` for `lanes`."""
-    return sum(entries(shard(leaf, strategy).stored, lanes) for leaf in leaves)
+    return _totals(leaves, *_placement(strategy), lanes)[0]
 
 
-def gathered(leaves: Iterable[Leaf], strategy: Strategy, lanes: int = 1) -> int:
+def gathered(leaves: tuple[Leaf, ...], strategy: Strategy, lanes: int = 1) -> int:
     """Entries of the compute copy of `leaves` on one device; see `entries` for `lanes`."""
-    return sum(entries(shard(leaf, strategy).gathered, lanes) for leaf in leaves)
+    return _totals(leaves, *_placement(strategy), lanes)[1]
 
 
 def entries(shape: tuple[int, ...], lanes: int = 1) -> int:
@@ -131,9 +145,22 @@ def entries(shape: tuple[int, ...], lanes: int = 1) -> int:
     )
 
 
-def _on_data(strategy: Strategy) -> bool:
-    """Whether the rules name the dim that ZeRO splits."""
-    return isinstance(strategy.rules, str) and "fsdp" in strategy.rules.split("+")
+@lru_cache(maxsize=16384)
+def _totals(
+    leaves: tuple[Leaf, ...],
+    stage: int,
+    data: int,
+    model: int,
+    splits: bool,
+    on_data: bool,
+    lanes: int,
+) -> tuple[int, int]:
+    """Entries (stored, gathered)."""
+    shards = [_shard(leaf, stage, data, model, splits, on_data) for leaf in leaves]
+    return (
+        sum(entries(lies.stored, lanes) for lies in shards),
+        sum(entries(lies.gathered, lanes) for lies in shards),
+    )
 
 
 def _norm(config: DecoderConfig) -> list[Leaf]:

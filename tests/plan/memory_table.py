@@ -26,7 +26,7 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-ACCELERATORS = {"v4": "v4-128", "v5e": "v5litepod-16", "v5p": "v5p-128", "v6e": "v6e-16"}
+ACCELERATORS = {"v5e": "v5litepod-16", "v5p": "v5p-128", "v6e": "v6e-16"}
 
 
 def compile_triple(triple: Triple) -> dict:

@@ -128,7 +128,7 @@ HELD_OUT = (
     Triple(
         "llama2-7b", "v6e:8x8", {"stage": 2, "data": 16, "model": 2, "microbatches": 4, "zero": 1}
     ),
-    Triple("llama2-13b", "v4:4x4x4", {"data": 16, "model": 4, "microbatches": 4, "remat": "dots"}),
+    Triple("llama2-13b", "v5p:4x4x4", {"data": 16, "model": 4, "microbatches": 4, "remat": "dots"}),
     Triple("llama3-8b", "v5p:4x4x4", {"data": 64, "microbatches": 2, "remat": "stage"}),
     Triple(
         "llama2-70b",
