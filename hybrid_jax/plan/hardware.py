@@ -301,10 +301,19 @@ def _from_mapping(fields: dict[str, Any]) -> Cluster:
                 f"unknown field {name!r} of a chip: the fields are {', '.join(known)}."
                 f"{nearest(str(name), known)}"
             )
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if name not in ("name", "platform") and not (number and value >= 0):
-            raise UserError(f"chip field {name}={value!r} must be a number, 0 or more.")
+        if name not in ("name", "platform"):
+            fields[name] = _number(name, value)
     return _cluster(dataclasses.replace(_chip(base), **fields), str(sizes), f"{base}:{sizes}")
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)  # YAML reads 9e10 as text
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0 or isinstance(value, bool):
+        raise UserError(f"chip field {name}={value!r} must be a number, 0 or more.")
+    return int(number) if isinstance(value, int) else number
 
 
 def _from_mesh(mesh: Any) -> Cluster:
