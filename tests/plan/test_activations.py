@@ -35,7 +35,8 @@ def stored_bytes(config, remat, implementation) -> int:
         return jax.vjp(lambda params, x: chunk(params, x, *rest), params, x)
 
     x = jax.ShapeDtypeStruct((BATCH, LENGTH, config.embed_dim), jnp.bfloat16)
-    plan = plan_residuals(forward, (params, {"tokens": tokens}, ids, tokens), x)
+    known = (params, {"tokens": tokens}, ids, tokens)
+    plan = plan_residuals(forward, known, x)  # pyright: ignore[reportArgumentType]
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in plan.stored)
 
 
