@@ -27,6 +27,7 @@ class Chip:
       domain: devices joined by the fast links: of a host, or the most of a slice.
       host: devices of one host.
       wrap: a torus dim closes to a ring when its size is a multiple of this.
+      latency: seconds before a collective's first byte arrives, or a kernel starts; assumed too.
       matmul_fraction, hbm_fraction, link_fraction: of the peaks, what large matmuls, streaming and
         collectives reach. Assumed, not measured, but for what `calibrate` sets.
     """
@@ -43,6 +44,7 @@ class Chip:
     domain: int = 8
     host: int = 8
     wrap: int = 1
+    latency: float = 1e-5
     matmul_fraction: float = 0.75
     hbm_fraction: float = 0.8
     link_fraction: float = 0.8
@@ -59,6 +61,7 @@ def _tpu(name: str, tflops: float, hbm: tuple[float, float], ici: float, dcn: fl
         hbm[1] * GB,
         ici * GB,
         dcn * GB,
+        latency=2e-6,
         **sizes,
     )
 
@@ -95,7 +98,9 @@ CHIPS: dict[str, Chip] = {
         _gpu("h200", (989, 67), (141, 4800), 450, 50),
         _gpu("b200", (2250, 75), (180, 8000), 900, 50),
         # Virtual devices of one desktop core each; `calibrate` measures this machine's.
-        Chip("cpu", "cpu", 2e10, 4e10, 4 * GIB, 5e9, 4e9, 1e9, domain=1024, host=1024),
+        Chip(
+            "cpu", "cpu", 2e10, 4e10, 4 * GIB, 5e9, 4e9, 1e9, domain=1024, host=1024, latency=1e-3
+        ),
     )
 }
 

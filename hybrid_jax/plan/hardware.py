@@ -1,4 +1,4 @@
-"""Clusters: how many chips, how they are joined, what each mesh axis can send."""
+"""Clusters: which chips, how many, and how they are joined."""
 
 from __future__ import annotations
 
@@ -14,40 +14,7 @@ import yaml
 from hybrid_jax.config.strategy import MESH_AXES, Strategy
 from hybrid_jax.errors import UserError, nearest
 from hybrid_jax.plan.chips import CHIPS, Chip, chip_of_kind
-
-
-@dataclass(frozen=True)
-class Link:
-    """What joins the devices along one mesh axis: fast links inside, the network outside.
-
-    Attributes:
-      inner: devices of a group that fast links join.
-      outer: such groups, joined by the network.
-      inner_bandwidth, outer_bandwidth: bytes/s that one device sends over each.
-      name: "ICI", "NVLink", "DCN", "IB" or "ICI+DCN".
-    """
-
-    inner: int
-    outer: int
-    inner_bandwidth: float
-    outer_bandwidth: float
-    name: str
-
-    def seconds(self, num_bytes: float) -> float:
-        """Time of an all-gather or reduce-scatter of `num_bytes` whole; both levels at once.
-
-        Through the network goes only what the group's own devices have not got: each sends
-        1/inner of it.
-        """
-        inside = num_bytes * (self.inner - 1) / self.inner / self.inner_bandwidth
-        outside = num_bytes * (self.outer - 1) / self.outer / (self.inner * self.outer_bandwidth)
-        return max(inside, outside)
-
-    def permute_seconds(self, num_bytes: float) -> float:
-        """Time of handing `num_bytes` to the neighbour; the slowest neighbour counts."""
-        if self.inner * self.outer == 1:
-            return 0.0
-        return num_bytes / (self.outer_bandwidth if self.outer > 1 else self.inner_bandwidth)
+from hybrid_jax.plan.links import Link, TorusDim, take_torus
 
 
 @dataclass(frozen=True)
@@ -142,11 +109,11 @@ class Cluster:
             size = getattr(strategy, axis)
             outer[axis] = math.gcd(size, left) if axis in ("replica", "stage", "data") else 1
             left //= outer[axis]
-        dims = [_Dim(size, self._wraps(size)) for size in self.shape if size > 1]
+        dims = [TorusDim(size, self._wraps(size)) for size in self.shape if size > 1]
         links = {}
         for axis in reversed(MESH_AXES):
             inner = getattr(strategy, axis) // outer[axis]
-            speed = _take_torus(dims, inner) * self.chip.link_bandwidth
+            speed = take_torus(dims, inner) * self.chip.link_bandwidth
             links[axis] = self._link(inner, outer[axis], speed)
         return links
 
@@ -166,40 +133,6 @@ class Cluster:
             self.chip.network_bandwidth * fraction,
             "+".join(names) or "-",
         )
-
-
-@dataclass
-class _Dim:
-    """What is left of a torus dim: `size` positions, `stride` links apart."""
-
-    size: int
-    wraps: bool
-    stride: int = 1
-
-
-def _take_torus(dims: list[_Dim], size: int) -> float:
-    """Takes `size` positions of the torus for one axis; returns the links that serve it at once.
-
-    A closed ring serves both ways; a group that skips positions shares its links with the groups
-    in between.
-    """
-    links = 0.0
-    fits = (
-        lambda dim, part: dim.size == size,  # one ring for the axis alone
-        lambda dim, part: dim.size == part,  # several whole rings
-        lambda dim, part: True,
-    )
-    for fit in fits:
-        for dim in dims:
-            part = math.gcd(size, dim.size)
-            if part == 1 or not fit(dim, part):
-                continue
-            ring = part == dim.size and dim.wraps and dim.stride == 1
-            links += (2 if ring else 1) / dim.stride
-            dim.size //= part
-            dim.stride *= part
-            size //= part
-    return links or 1.0
 
 
 def _parse(text: str) -> Cluster:

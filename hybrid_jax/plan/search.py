@@ -9,10 +9,11 @@ from typing import Any
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
-from hybrid_jax.plan.hardware import Cluster, Link
+from hybrid_jax.plan.hardware import Cluster
+from hybrid_jax.plan.links import Link
 from hybrid_jax.plan.memory import Memory, memory
+from hybrid_jax.plan.reasons import reason
 from hybrid_jax.plan.time import StepTime, step_time
-from hybrid_jax.plan.traffic import num_ticks
 
 REMATS = ("none", "dots", "layer", "stage")  # from the fastest to the smallest
 
@@ -96,7 +97,7 @@ def search(problem: Problem, fixed: dict[str, Any] | None = None) -> list[Plan]:
     if not plans:
         raise UserError(_nothing_divides(problem, fixed or {}))
     plans.sort(key=lambda plan: (plan.time is None, plan.time.total if plan.time else _size(plan)))
-    return [replace(plan, reason=_reason(plan, plans[0], problem)) for plan in plans]
+    return [replace(plan, reason=reason(plan, plans[0], problem.cluster)) for plan in plans]
 
 
 def layouts(problem: Problem, fixed: dict[str, Any]) -> Iterator[Strategy]:
@@ -146,6 +147,10 @@ def _variants(
                 continue
             for zero in _choices(fixed, "zero", [1, 3] if layout.data > 1 else [1]):
                 for rules in _choices(fixed, "rules", split_rules):
+                    remats = _choices(fixed, "remat", REMATS)
+                    if rules is not None and problem.cluster.chip.platform == "tpu":
+                        # XLA:TPU's partitioner aborts on the two together (libtpu 0.0.42).
+                        remats = [remat for remat in remats if remat != "stage"]
                     yield [
                         replace(
                             layout,
@@ -157,7 +162,7 @@ def _variants(
                             remat=remat,
                             precision=problem.precision,
                         )
-                        for remat in _choices(fixed, "remat", REMATS)
+                        for remat in remats
                     ]
 
 
@@ -196,49 +201,6 @@ def _best_of(
     return best or smallest
 
 
-def _reason(plan: Plan, best: Plan, problem: Problem) -> str:
-    """Why `plan` lost against `best`, in a few words."""
-    room = problem.cluster.chip.hbm_bytes
-    if plan.time is None:
-        part, size = _largest(plan.memory)
-        return (
-            f"needs {_gib(plan.memory.total)} of {_gib(room)} GiB, {_gib(size)} of them "
-            f"{part.replace('_', ' ')}"
-        )
-    if plan is best or best.time is None:
-        return ""
-    parts, base = _seconds_by_cause(plan, plan.time), _seconds_by_cause(best, best.time)
-    cause = max(parts, key=lambda name: parts[name] - base.get(name, 0.0))
-    slower = plan.time.total / best.time.total - 1
-    return f"{slower:+.0%}: {_explain(cause, plan, best)}"
-
-
-def _seconds_by_cause(plan: Plan, time: StepTime) -> dict[str, float]:
-    waiting = {"bubble": time.bubble, "accumulate": time.accumulate, "layers": time.layers}
-    return {**waiting, **time.communication}
-
-
-def _explain(cause: str, plan: Plan, best: Plan) -> str:
-    assert plan.time is not None and best.time is not None
-    if cause == "bubble":
-        return f"bubble {plan.bubble:.0%}"
-    if cause == "layers":
-        return f"recomputes more (remat={plan.strategy.remat})"
-    if cause == "accumulate":
-        return f"adds up gradients {num_ticks(plan.strategy)} times"
-    sent, other = plan.time.sent_bytes[cause], best.time.sent_bytes.get(cause, 0.0)
-    name = plan.links[cause].name
-    if other:
-        return f"sends {sent / other:.1f}x more over {cause} ({name})"
-    return f"sends {_gib(sent)} GiB over {cause} ({name})"
-
-
-def _largest(needs: Memory) -> tuple[str, int]:
-    parts = {name: getattr(needs, name) for name in needs.__dataclass_fields__}
-    name = max(parts, key=lambda name: parts[name])
-    return name, parts[name]
-
-
 def _nothing_divides(problem: Problem, fixed: dict[str, Any]) -> str:
     config, count = problem.config, problem.cluster.num_devices
     given = ", ".join(f"{name}={value}" for name, value in fixed.items())
@@ -260,7 +222,3 @@ def _choices(fixed: dict[str, Any], name: str, otherwise: Sequence[Any]) -> Sequ
 
 def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-
-
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.3g}"

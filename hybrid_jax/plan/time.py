@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from hybrid_jax.config.model import DecoderConfig, flops_per_token
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.plan.activations import COMPUTE_BYTES, residual_bytes, widths
-from hybrid_jax.plan.hardware import Cluster, Link
+from hybrid_jax.plan.hardware import Cluster
+from hybrid_jax.plan.links import Link
 from hybrid_jax.plan.parameters import block_leaves, gathered, num_up, outer_leaves, stored
 from hybrid_jax.plan.traffic import Transfer, num_ticks, transfers
 
@@ -73,7 +74,7 @@ def step_time(
     sent: dict[str, float] = {}
     for transfer in transfers(config, strategy, global_batch, seq_len):
         axis, link = transfer.axis, links[transfer.axis]
-        time = _seconds(transfer, link)
+        time = _seconds(transfer, link) + transfer.count * cluster.chip.latency
         if axis == "model" and cluster.chip.platform == "tpu":
             time *= 1 - HIDDEN_ON_TPU
         seconds[axis] = seconds.get(axis, 0.0) + time

@@ -160,4 +160,7 @@ HELD_OUT = (
         "v5p:4x4x4",
         {"replica": 4, "data": 4, "model": 4, "microbatches": 2, "zero": 3, "remat": "none", **SP},
     ),
+    Triple("llama2-70b", "v5e:16x16", {"data": 32, "model": 8, "zero": 3, **SP}),
+    Triple("llama3-8b", "v5e:8x8", {"stage": 4, "data": 16, "microbatches": 4, "zero": 3}),
+    Triple("llama2-13b", "v6e:8x8", {"stage": 8, "data": 4, "model": 2, "microbatches": 16, **SP}),
 )
