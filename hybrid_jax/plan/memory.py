@@ -34,7 +34,8 @@ class Memory:
         its backward pass returns them.
       residuals: what forward slots keep for their backward slots.
       boundary: activations and their gradients between stages.
-      slot: what the head or a backward slot, whichever needs more, works on besides.
+      slot: what the head, a backward slot or the embedding's gradient, whichever needs most, works
+        on besides.
       batch: tokens, targets and weights.
     """
 
@@ -75,7 +76,7 @@ def memory(
     masters = stored((*step.blocks, *step.outer), strategy, step.lanes)
     compute = gathered(step.outer, strategy, step.lanes) + step.block_entries
     layer, chunk = step.residuals(strategy.remat)
-    gradients, slot = max(step.head_phase(), step.backward_phase(), key=sum)
+    gradients, slot = max(step.head_phase(), step.backward_phase(), step.embedding_phase(), key=sum)
     return Memory(
         parameters=4 * masters,
         optimizer=OPTIMIZER_BYTES[optimizer] * masters,
@@ -178,3 +179,12 @@ class _Step:
         share = -(-self.tokens // self.strategy.stage)
         logits = share * self.config.vocab_size // self.strategy.model
         return 0, max((4 + self.entry) * logits, self.entry * logits + self.head_gradient)
+
+    def embedding_phase(self) -> tuple[int, int]:
+        """(nothing, the slot's work) while the embedding's gradient is added up.
+
+        The gradient of a lookup is a dense table in the compute dtype: zeros, and what the
+        scatter makes of them.
+        """
+        table = gathered(self.outer[:1], self.strategy, self.lanes)
+        return 0, 2 * self.entry * table if self.accumulates else 0
