@@ -103,7 +103,8 @@ def test_bench_prints_a_table_and_writes_json(config, capsys):
     [
         (
             [],
-            "no command: choose one of train, plan, inspect, bench, data, or see `hybrid-jax --help`.",
+            "no command: choose one of train, plan, inspect, bench, data, or see "
+            "`hybrid-jax --help`.",
         ),
         (
             ["trian", "{config}"],
