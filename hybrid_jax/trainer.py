@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from hybrid_jax.runtime.agree import Agreement
 from hybrid_jax.runtime.stop import StopSignal
 from hybrid_jax.train.state import TrainState
 
@@ -52,7 +53,8 @@ class Trainer:
     """Runs a train step over batches until a number of updates has been made.
 
     Ctrl-C and SIGTERM let the step in progress finish and end the run as if it had been shorter;
-    a second Ctrl-C raises `KeyboardInterrupt`.
+    a second Ctrl-C raises `KeyboardInterrupt`. With several processes it is enough that one of them
+    gets the signal: all make the same last step, at most one more than it would have been alone.
 
     Args:
       train: makes one update, such as `make_train_step(…)`.
@@ -83,7 +85,7 @@ class Trainer:
 
         It goes on from `state.step`. `state` is donated; use what is returned.
         """
-        previous = None
+        previous, agreed = None, Agreement()
         with StopSignal(self.grace_seconds) as stop:
             for hook in self.hooks:
                 if isinstance(hook, StartHook):
@@ -98,7 +100,7 @@ class Trainer:
                 previous = metrics
                 for hook in self.hooks:
                     hook.on_step(step + 1, state, metrics)
-                if stop.received:
+                if agreed(stop.received):
                     break
             jax.block_until_ready(state)
             for hook in self.hooks:

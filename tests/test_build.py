@@ -8,6 +8,7 @@ import pytest
 
 from hybrid_jax.build import (
     build,
+    build_checkpointer,
     build_data,
     build_hooks,
     build_log,
@@ -17,9 +18,10 @@ from hybrid_jax.build import (
 from hybrid_jax.config.load import load_config
 from hybrid_jax.data.open import open_source
 from hybrid_jax.errors import UserError
-from hybrid_jax.hooks import Heartbeat, Profile, StopWhenDiverged
+from hybrid_jax.hooks import Evaluate, Heartbeat, Profile, Save, StopWhenDiverged
 from hybrid_jax.metrics.log import Log
 from hybrid_jax.train.state import TrainState
+from hybrid_jax.trainer import EveryN
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 ON_EIGHT = [
@@ -87,12 +89,8 @@ def test_bad_data_is_told_before_a_model_is_built():
         build(config)
 
 
-class Other:
-    def on_step(self, step, state, metrics):
-        pass
-
-    def on_end(self, state):
-        pass
+def kinds(hooks) -> list[type]:
+    return [type(hook.hook if isinstance(hook, EveryN) else hook) for hook in hooks]
 
 
 def test_hooks_stand_in_their_order(tmp_path):
@@ -103,17 +101,30 @@ def test_hooks_stand_in_their_order(tmp_path):
         "train.eval_batches=1",
     ]
     run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
-    with build_log(run) as log, build_watchdog(run.config) as watchdog:
+    with (
+        build_log(run) as log,
+        build_checkpointer(run.config) as checkpointer,
+        build_watchdog(run.config) as watchdog,
+    ):
         assert (tmp_path / "heartbeats" / "heartbeat-0.json").exists()
-        hooks = build_hooks(run, log, [Other()], watchdog=watchdog)
-        kinds = [Log, Profile, Other, Heartbeat, StopWhenDiverged]
-        assert [type(hook) for hook in hooks] == kinds
-        assert build_hooks(run, log, watchdog=watchdog)[-1].max_skipped == 5
+        hooks = build_hooks(run, log, checkpointer, watchdog)
+    assert kinds(hooks) == [Log, Profile, Evaluate, Save, Heartbeat, StopWhenDiverged]
+    assert [hook.n for hook in hooks if isinstance(hook, EveryN)] == [80, 40]
+    assert hooks[-1].max_skipped == 5
 
 
 def test_hooks_that_nobody_wants():
-    overrides = ["train.max_skipped=null", "train.eval_batches=1"]
+    overrides = [
+        "train.max_skipped=null",
+        "train.eval_batches=1",
+        "train.output_dir=null",
+        "checkpoint.every=null",
+    ]
     run = build(load_config(CONFIGS[-1].with_name("quickstart.yaml"), overrides))
-    with build_log(run) as log, build_watchdog(run.config) as watchdog:
-        assert watchdog is None
-        assert build_hooks(run, log, watchdog=watchdog) == (log,)
+    with (
+        build_log(run) as log,
+        build_checkpointer(run.config) as checkpointer,
+        build_watchdog(run.config) as watchdog,
+    ):
+        assert (checkpointer, watchdog) == (None, None)
+        assert kinds(build_hooks(run, log)) == [Log, Evaluate]

@@ -194,7 +194,7 @@ def test_a_mistake_is_one_line_and_status_2(config, capsys, arguments, message):
         ),
         (
             ["train.output_dir=/dev/null/x"],
-            ("train.output_dir='/dev/null/x' cannot be made: Not a directory",),
+            ("folder '/dev/null/x/checkpoints' cannot be written to: Not a directory",),
         ),
         (
             ["strategy.rules=megatrn"],
@@ -224,7 +224,9 @@ def test_help_and_mistakes_in_a_process_of_their_own(config):
 
 
 def test_ctrl_c_stops_after_the_step_and_still_reports(config):
-    command = [sys.executable, "-u", "-m", "hybrid_jax", "train", str(config), "train.steps=100000"]
+    """With a folder it saves instead, see tests/test_faults.py."""
+    overrides = ["train.steps=100000", "train.output_dir=null"]
+    command = [sys.executable, "-u", "-m", "hybrid_jax", "train", str(config), *overrides]
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     process = subprocess.Popen(
         command,
@@ -250,4 +252,3 @@ def test_ctrl_c_stops_after_the_step_and_still_reports(config):
     assert "stopped after" in output
     assert "held-out loss of model" in output
     assert "sample:\nIn" in output
-    assert all("step" in record for record in records(config.parent / "out"))

@@ -52,3 +52,12 @@ def test_star_import_and_an_unknown_name():
         hj.Strateg  # noqa: B018
     with pytest.raises(ImportError):
         from hybrid_jax import Strateg  # noqa: F401
+
+
+def test_no_module_is_ignored_by_git():
+    root = Path(hj.__file__).parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "hybrid_jax"]
+    ignored = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert [name for name in ignored.splitlines() if name.endswith(".py")] == []

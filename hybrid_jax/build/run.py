@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from hybrid_jax.config.model import flops_per_token
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.data.batches import Batches, EvaluationBatches
 from hybrid_jax.data.open import check_sources, open_source
@@ -17,20 +13,14 @@ from hybrid_jax.data.prefetch import Prefetch
 from hybrid_jax.data.source import TokenSource
 from hybrid_jax.data.unigram import unigram_loss
 from hybrid_jax.errors import UserError
-from hybrid_jax.hooks import Heartbeat, Profile, StopWhenDiverged
-from hybrid_jax.inspect.hardware import peak_flops
-from hybrid_jax.metrics.files import JsonlWriter, TensorBoardWriter
-from hybrid_jax.metrics.log import Log, Writer
-from hybrid_jax.metrics.wandb import WandbWriter
 from hybrid_jax.models.decoder import Decoder
 from hybrid_jax.runtime.cpu import force_cpu_devices
-from hybrid_jax.runtime.watchdog import Watchdog
+from hybrid_jax.runtime.distributed import initialize_from_environment
 from hybrid_jax.sharding.doctor import Finding, examine
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.sharding.rules import resolve_rules
-from hybrid_jax.train.optimizer import make_learning_rate, make_optimizer
+from hybrid_jax.train.optimizer import make_optimizer
 from hybrid_jax.train.step import TrainStep, make_train_step
-from hybrid_jax.trainer import Hook
 
 
 @dataclass(frozen=True)
@@ -72,6 +62,8 @@ def build(config: RunConfig) -> Run:
         config=config,
         model=train.model,  # pyright: ignore[reportArgumentType]
         train=train,
+        # Every process makes every batch whole, millions of tokens per second: the data then is the
+        # same whatever the number of processes and whichever of them holds a row.
         batches=Prefetch(batches),
         validation=validation,
         unigram_loss=unigram_loss(batches, validation),
@@ -136,5 +128,12 @@ def examine_layout(config: RunConfig) -> tuple[Finding, ...]:
 
 
 def _start_devices(config: RunConfig) -> None:
-    if config.cpu_devices is not None:
-        force_cpu_devices(config.cpu_devices)
+    num_processes = initialize_from_environment()
+    if config.cpu_devices is None:
+        return
+    if config.cpu_devices % num_processes:
+        raise UserError(
+            f"cpu_devices={config.cpu_devices} cannot be shared by {num_processes} processes: "
+            "start a number of processes that divides it."
+        )
+    force_cpu_devices(config.cpu_devices // num_processes)

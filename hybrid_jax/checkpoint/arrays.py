@@ -66,16 +66,16 @@ def check_arrays(like: Mapping[str, Any], manifest: Manifest, checkpoint: str) -
 
 
 def read_arrays(folder: Path, manifest: Manifest, like: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the arrays of `like`, with its dtypes and shardings, compared with their digests.
+    """Returns the arrays of `like` with its shardings, and with the dtypes that they were saved in.
 
-    Every process reads what its devices hold, a few arrays at a time.
+    Every process reads what its devices hold, a few arrays at a time, and waits for no other.
 
     Args:
       folder: of the step.
       like: nested dict of `jax.ShapeDtypeStruct` with shardings; None: parameters in NumPy.
 
     Raises:
-      Damaged: the files cannot be read, or an array is not what was saved.
+      Damaged: the files cannot be read.
     """
     if like is None:
         entries = {name: e for name, e in manifest.arrays.items() if name.startswith("params/")}
@@ -102,12 +102,22 @@ def read_arrays(folder: Path, manifest: Manifest, like: Mapping[str, Any] | None
             epath.Path(folder / "state"),
             args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
         )
-        nested = jax.block_until_ready(nested)
+        return jax.block_until_ready(nested)
     except Exception as error:  # whatever tensorstore makes of broken files
         reason = " ".join(str(error).split())[:200]
         raise Damaged(f"its arrays cannot be read ({type(error).__name__}: {reason})") from None
     finally:
         reader.close()
+
+
+def check_digests(
+    nested: dict[str, Any], manifest: Manifest, like: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Returns what `read_arrays` read with the dtypes of `like`, after comparing the digests.
+
+    Raises:
+      Damaged: an array is not what was saved.
+    """
     arrays = by_name(nested)
     for (name, _), found in zip(arrays.items(), _digests(list(arrays.values())), strict=True):
         if hexadecimal(found) != manifest.arrays[name].digest:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import threading
-import time
-import warnings
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from hybrid_jax.checkpoint import integrity
-from hybrid_jax.checkpoint.arrays import array_entries, check_arrays, read_arrays
-from hybrid_jax.checkpoint.manifest import Damaged, Manifest, read_manifest
+from hybrid_jax.checkpoint.arrays import array_entries
+from hybrid_jax.checkpoint.folder import StepFolder
+from hybrid_jax.checkpoint.manifest import Damaged, Manifest
+from hybrid_jax.checkpoint.processes import shared
+from hybrid_jax.checkpoint.recovery import read_good_step
 from hybrid_jax.checkpoint.retention import KeepVerified
 from hybrid_jax.checkpoint.tree import from_nested, to_nested
+from hybrid_jax.checkpoint.verification import Verification
 from hybrid_jax.errors import RunError, UserError
 from hybrid_jax.train.state import TrainState
 from hybrid_jax.train.step import TrainStep
@@ -77,15 +79,11 @@ class Checkpointer:
                 f"keep_last={keep_last}, keep_best={keep_best}, mode={mode!r}: keep at least the "
                 "last step; mode is 'min' or 'max'."
             )
-        self.path = Path(path).expanduser().absolute()
-        self.metric = metric
-        self._sign = 1 if mode == "max" else -1
         self._part = (jax.process_index(), jax.process_count())
-        self._verification: threading.Thread | None = None
-        self._failure: str | None = None
-        self._manifests: dict[int, Manifest] = {}
-        self._prepare_folder()
-        policy = KeepVerified(keep_last, keep_best, self._is_verified, self._score)
+        sign = 1 if mode == "max" else -1
+        self._folder = folder = StepFolder(path, metric, sign, process=self._part[0])
+        self._saving: int | None = None
+        self._verification: Verification | None = None
         self._manager = ocp.CheckpointManager(
             self.path,
             item_handlers={
@@ -93,20 +91,22 @@ class Checkpointer:
                 "manifest": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, cleanup_tmp_directories=True
+                preservation_policy=KeepVerified(
+                    keep_last, keep_best, folder.is_verified, folder.score
+                ),
+                cleanup_tmp_directories=True,
             ),
         )
 
     @property
+    def path(self) -> Path:
+        """The folder, absolute."""
+        return self._folder.path
+
+    @property
     def steps(self) -> list[int]:
         """Saved steps, oldest first, those that turn out to be damaged too."""
-        if not self.path.is_dir():
-            return []
-        return sorted(
-            int(folder.name)
-            for folder in self.path.iterdir()
-            if folder.is_dir() and folder.name.isdecimal()
-        )
+        return self._folder.steps
 
     @property
     def latest_step(self) -> int | None:
@@ -116,13 +116,12 @@ class Checkpointer:
     @property
     def last_good_step(self) -> int | None:
         """The newest step that has been read back and found right."""
-        return max(filter(self._is_verified, self.steps), default=None)
+        return self._folder.last_good
 
     @property
     def best_step(self) -> int | None:
         """The saved step with the best `metric`; None where none has it."""
-        scored = [(score, step) for step in self.steps if (score := self._score(step)) is not None]
-        return max(scored)[1] if scored else None
+        return self._folder.best
 
     def manifest(self, step: int | None = None) -> Manifest:
         """Returns what a step, by default the newest, says of itself.
@@ -130,9 +129,9 @@ class Checkpointer:
         Raises:
           UserError: there is no such step, or its manifest is damaged.
         """
-        step = self._existing(step)
+        step = self._folder.find(step)
         try:
-            return self._manifest(step)
+            return self._folder.manifest(step)
         except Damaged as damage:
             raise UserError(f"checkpoint step {step} in {self.path}: {damage}.") from None
 
@@ -159,10 +158,12 @@ class Checkpointer:
           UserError: a newer step exists in the folder.
         """
         step = int(state.step)
+        # First: a step that is still being written would be there for some processes only.
+        self.wait()
         if step in self.steps:
             return
         self._check_newest(step)
-        self._join_verification()
+        self._saving = step
         state = train.canonical_state(state)
         nested = to_nested(state)
         manifest = Manifest(
@@ -185,9 +186,9 @@ class Checkpointer:
                 ),
             )
         except Exception as error:
-            raise self._cannot_save(step, error) from error
-        self._verification = threading.Thread(
-            target=self._verify, args=(step, manifest), name=f"verify-step-{step}", daemon=True
+            raise RunError(f"{self._cannot_save(error)}; {self._last_good()}.") from error
+        self._verification = Verification(
+            self._folder / step, manifest, self._manager.is_saving_in_progress, self._part
         )
         self._verification.start()
 
@@ -227,132 +228,54 @@ class Checkpointer:
         Raises:
           RunError: it failed.
         """
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._cannot_save(None, error) from error
-        self._join_verification()
+        if failure := shared(self._finish()):
+            raise RunError(f"{failure}; {self._last_good()}.")
 
     def close(self) -> None:
         """Waits, then releases threads and files."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            self._release()
 
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _prepare_folder(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".writable.{self._part[0]}"
-            probe.write_text("")
-            probe.unlink()
-        except OSError as error:
-            raise UserError(
-                f"checkpoint folder {str(self.path)!r} cannot be written to: {error.strerror}; "
-                "choose another folder."
-            ) from None
-        for folder in sorted(self.path.glob("*.orbax-checkpoint-tmp*")):
-            step = folder.name.partition(".")[0]
-            warnings.warn(
-                f"checkpoint step {step} in {self.path} is half-written: skipped.", stacklevel=3
-            )
+    def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
+        if exception is None:
+            self.close()
+            return
+        # What went wrong first is told, not what it led to; and maybe on this process alone, so
+        # that the others are not waited for.
+        self._finish()
+        self._release()
 
     def _restore(self, like: dict[str, Any] | None, step: int | None) -> dict[str, Any]:
-        """Arrays of `like`, or host parameters, of the newest step that is good."""
-        if step is not None:
-            step = self._existing(step)
-            try:
-                return self._read(step, like)
-            except Damaged as damage:
-                raise UserError(
-                    f"checkpoint step {step} in {self.path} is damaged: {damage}; restore another "
-                    f"of {self.steps}."
-                ) from None
-        self._existing(None)
-        damaged = []
-        for candidate in reversed(self.steps):
-            try:
-                nested = self._read(candidate, like)
-            except Damaged as damage:
-                warnings.warn(
-                    f"checkpoint step {candidate} in {self.path} is damaged: {damage}; taking the "
-                    "next older one.",
-                    stacklevel=3,
-                )
-                damaged.append(candidate)
-                continue
-            for number in damaged:
-                self._set_aside(number)
-            return nested
-        raise UserError(
-            f"every checkpoint in {self.path} is damaged (steps {damaged}): start again in another "
-            "folder."
-        )
+        nested, damaged = read_good_step(self._folder, like, step, self._part)
+        if damaged:
+            self._manager.reload()
+        return nested
 
-    def _read(self, step: int, like: dict[str, Any] | None) -> dict[str, Any]:
-        folder = self.path / str(step)
-        damage = None
+    def _finish(self) -> str | None:
+        """Waits for the last save and its verification; returns what failed on this process."""
+        failure = None
         try:
-            manifest = self._manifests[step] = read_manifest(folder)
-            integrity.check_files(folder, *self._part)
-        except Damaged as found:
-            damage = found
-        # All processes go on, or none.
-        if self._part[1] > 1:
-            others = multihost_utils.process_allgather(jax.numpy.array(damage is None))
-            damage = damage or (None if others.all() else Damaged("another process found it so"))
-        if damage is not None:
-            raise damage
-        if like is not None:
-            check_arrays(like, manifest, f"checkpoint step {step} in {self.path}")
-        return read_arrays(folder, manifest, like)
+            self._manager.wait_until_finished()
+        except Exception as error:
+            failure = self._cannot_save(error)
+        verification, self._verification = self._verification, None
+        if verification is not None:
+            verification.join()
+            if failure is None and verification.failure is not None:
+                failure = f"checkpoint step {self._saving} in {self.path} {verification.failure}"
+        return failure
 
-    def _set_aside(self, step: int) -> None:
-        if self._part[0] == 0:
-            target, number = self.path / f"{step}.damaged", 1
-            while target.exists():
-                number += 1
-                target = self.path / f"{step}.damaged.{number}"
-            (self.path / str(step)).rename(target)
-        if self._part[1] > 1:
-            multihost_utils.sync_global_devices(f"step {step} set aside")
-        self._manifests.pop(step, None)
-        self._manager.reload()
+    def _release(self) -> None:
+        with contextlib.suppress(Exception):  # a failed save, of which `wait` has told
+            self._manager.close()
 
-    def _verify(self, step: int, manifest: Manifest) -> None:
-        """Waits until a step is on disk, reads it back, and stamps it; runs in a thread."""
-        folder = self.path / str(step)
-        while not folder.exists():
-            if not self._manager.is_saving_in_progress() and not folder.exists():
-                return  # the save failed: the manager raises the error at the next call
-            time.sleep(0.02)
-        try:
-            integrity.read_back(folder, manifest, *self._part)
-            integrity.stamp(folder, *self._part)
-        except Damaged as damage:
-            self._failure = f"checkpoint step {step} in {self.path} was written wrong: {damage}"
-        except (OSError, ValueError) as error:
-            self._failure = f"checkpoint step {step} in {self.path} cannot be read back: {error}"
-
-    def _join_verification(self) -> None:
-        if self._verification is not None:
-            self._verification.join()
-            self._verification = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise RunError(f"{failure}; {self._last_good()}.")
-
-    def _cannot_save(self, step: int | None, error: Exception) -> RunError:
-        name = "a checkpoint" if step is None else f"checkpoint step {step}"
-        return RunError(
-            f"{name} cannot be saved in {self.path}: {_cause(error)}; {self._last_good()}."
-        )
+    def _cannot_save(self, error: Exception) -> str:
+        return f"checkpoint step {self._saving} cannot be saved in {self.path}: {_cause(error)}"
 
     def _last_good(self) -> str:
         step = self.last_good_step
@@ -366,32 +289,6 @@ class Checkpointer:
                 "go on from that one, or choose another folder."
             )
 
-    def _existing(self, step: int | None) -> int:
-        steps = self.steps
-        if not steps:
-            raise UserError(f"no checkpoint in {self.path}: train first, or give another folder.")
-        if step is not None and step not in steps:
-            raise UserError(
-                f"no checkpoint of step {step} in {self.path}: choose one of "
-                f"{', '.join(map(str, steps))}."
-            )
-        return steps[-1] if step is None else step
-
-    def _manifest(self, step: int) -> Manifest:
-        if step not in self._manifests:
-            self._manifests[step] = read_manifest(self.path / str(step))
-        return self._manifests[step]
-
-    def _is_verified(self, step: int) -> bool:
-        return integrity.is_verified(self.path / str(step))
-
-    def _score(self, step: int) -> float | None:
-        try:
-            value = self._manifest(step).metrics.get(self.metric)
-        except Damaged:
-            return None
-        return None if value is None else self._sign * value
-
 
 def _model_config(model: Any) -> dict[str, Any] | None:
     config = getattr(model, "config", None)
@@ -402,4 +299,7 @@ def _cause(error: BaseException) -> str:
     """The innermost reason, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    text = " ".join(str(error).split())
+    if code := re.search(r"os_error_code='(\d+)'", text):  # tensorstore: a long tale of one errno
+        return os.strerror(int(code[1]))
+    return f"{type(error).__name__}: {text[:300]}"

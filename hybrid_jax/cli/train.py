@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
     from rich.console import Console
 
     from hybrid_jax.build import Run
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 
 def train(config: RunConfig) -> None:
     """Train a model and report its held-out loss and a sample of its text."""
+    import jax
     from rich.console import Console
 
     from hybrid_jax.build import (
@@ -28,8 +33,11 @@ def train(config: RunConfig) -> None:
     from hybrid_jax.metrics.progress import ProgressBar
     from hybrid_jax.trainer import Trainer
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    _hush_orbax()
     run = build(config)
+    # All processes do the same; the first one tells.
+    tells = jax.process_index() == 0
+    console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not tells)
     console.print(_heading(run))
     steps = config.train.steps
     with (
@@ -42,7 +50,8 @@ def train(config: RunConfig) -> None:
             console.print(note)
         # What an earlier run logged beyond its last checkpoint happens again.
         resume_from = None if checkpointer is None else int(state.step)
-        with build_log(run, [ProgressBar(steps, console)], resume_from) as log:
+        terminal = [ProgressBar(steps, console)] if tells else []
+        with build_log(run, terminal, resume_from) as log:
             hooks = build_hooks(run, log, checkpointer, watchdog)
             grace = config.train.grace_seconds
             trainer = Trainer(run.train, run.batches, steps=steps, hooks=hooks, grace_seconds=grace)
@@ -53,6 +62,19 @@ def train(config: RunConfig) -> None:
             console.print(f"saved in {checkpointer.path}: the same command goes on from there")
             return
     _print_summary(run, state, log.latest["eval_loss"], console)
+
+
+def _hush_orbax() -> None:
+    """What Orbax raises it also prints at length, once for every file that failed."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    report = sys.unraisablehook
+
+    def hush(unraisable: UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hush
 
 
 def _heading(run: Run) -> str:
@@ -90,6 +112,6 @@ def _print_summary(run: Run, state: TrainState, loss: float, console: Console) -
             max_new_tokens=config.sample_tokens,
             temperature=config.sample_temperature,
             key=jax.random.key(config.seed),
-            tokenizer=load_tokenizer(run.batches.batches.sources[0].tokenizer),
+            tokenizer=load_tokenizer(run.validation.sources[0].tokenizer),
         )
         console.print("sample:", text, sep="\n")

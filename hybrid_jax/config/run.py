@@ -31,7 +31,8 @@ class RunConfig:
       data: the text and its batches.
       train: length of the run and what it reports.
       checkpoint: when it saves its state, and where it begins.
-      cpu_devices: virtual CPU devices to run on; None: the devices that JAX finds.
+      cpu_devices: virtual CPU devices to run on, of all processes together; None: the devices
+        that JAX finds.
 
     Raises:
       UserError: sections that do not fit each other.

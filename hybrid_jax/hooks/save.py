@@ -9,6 +9,7 @@ import jax
 
 from hybrid_jax.checkpoint.checkpointer import Checkpointer
 from hybrid_jax.hooks.evaluate import Evaluate
+from hybrid_jax.metrics.log import Log
 from hybrid_jax.train.state import TrainState
 from hybrid_jax.train.step import TrainStep
 
@@ -21,6 +22,8 @@ class Save:
       train: the step that they belong to.
       evaluation: its held-out loss is kept with a state that it was measured of; it must come
         before this hook.
+      log: writes the record of a step before the step is saved, so that a run killed in between
+        has it when it goes on.
       config: JSON values to keep with every checkpoint.
       last_step: of the run; saved at its end, when its held-out loss is known.
     """
@@ -30,6 +33,7 @@ class Save:
         checkpointer: Checkpointer,
         train: TrainStep,
         evaluation: Evaluate | None = None,
+        log: Log | None = None,
         *,
         config: Mapping[str, Any] | None = None,
         last_step: int | None = None,
@@ -37,6 +41,7 @@ class Save:
         self.checkpointer = checkpointer
         self.train = train
         self.evaluation = evaluation
+        self.log = log
         self.config = config
         self.last_step = last_step
 
@@ -53,4 +58,6 @@ class Save:
     def _save(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
         if self.evaluation is not None and self.evaluation.step == step:
             metrics["eval_loss"] = self.evaluation.loss
+        if self.log is not None:
+            self.log.flush()
         self.checkpointer.save(self.train, state, metrics=metrics, config=self.config)

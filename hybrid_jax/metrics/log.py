@@ -94,6 +94,10 @@ class Log:
         for writer in self.writers:
             writer.write(step, values)
 
+    def flush(self) -> None:
+        """Writes the last due record now; waits for its step."""
+        self._write_pending()
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Stops the clock, for work on a finished step that should not count as training."""

@@ -22,6 +22,8 @@ def force_cpu_devices(n: int) -> None:
     `XLA_FLAGS`, and `NPROC`, keep the values they have; only the device count is replaced.
     Calling it again with the same `n` changes nothing. Child processes inherit the setting.
 
+    With several processes these are the devices of this one.
+
     >>> force_cpu_devices(8)  # not JAX's first use here, but the same 8 devices
     >>> jax.device_count()
     8
@@ -117,7 +119,7 @@ def _check_running_backend(n: int, environment: dict[str, str]) -> None:
         "Virtual devices are made when JAX starts: restart the kernel (or the process) and call "
         f"force_cpu_devices({n}) before the first use of JAX."
     )
-    platform, count = jax.default_backend(), jax.device_count()
+    platform, count = jax.default_backend(), jax.local_device_count()
     if (platform, count) != ("cpu", n):
         raise UserError(
             f"force_cpu_devices({n}): JAX has already started with {count} {platform} "

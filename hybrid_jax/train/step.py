@@ -129,12 +129,24 @@ class TrainStep:
         )
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:
-        """Places a global host batch on the mesh, weights filled in."""
+        """Places a global host batch, which every process has whole, on the mesh.
+
+        Weights are filled in. A process uploads what its own devices hold.
+        """
         batch = dict(batch)
         if "weights" not in batch and "tokens" in batch:
             batch["weights"] = np.ones(np.shape(batch["tokens"]), np.float32)
         self._check_batch(batch)
-        return jax.device_put(batch, NamedSharding(self.mesh, BATCH_SPEC))
+        sharding = NamedSharding(self.mesh, BATCH_SPEC)
+        if not self.mesh.is_multi_process:
+            return jax.device_put(batch, sharding)
+        # `device_put` would send every batch around to compare it: 368 ms for 64 x 1024 tokens, on
+        # two processes of one machine, instead of 0.3.
+        arrays = {name: np.asarray(leaf) for name, leaf in batch.items()}
+        return {
+            name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+            for name, array in arrays.items()
+        }
 
     def _check_batch(self, batch: Mapping[str, Any]) -> None:
         shards = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)

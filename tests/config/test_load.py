@@ -108,7 +108,8 @@ def test_overrides_are_read_by_the_type_of_their_field(write, override, expected
         ),
         (
             "xyz=1",
-            "unknown config field 'xyz'. The sections are model, strategy, optimizer, data, train.",
+            "unknown config field 'xyz'. The sections are model, strategy, optimizer, data, train, "
+            "checkpoint.",
         ),
         (
             "data.xyz=1",
@@ -212,7 +213,7 @@ def test_a_file_must_be_a_mapping(write):
     path = write("- 1")
     assert complaint(path) == (
         f"config file '{path}' must be a mapping of sections (strategy, optimizer, data, train, "
-        "model), not [1]."
+        "checkpoint, model), not [1]."
     )
 
 

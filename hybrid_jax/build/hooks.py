@@ -1,0 +1,73 @@
+"""What a run does besides training: its hooks and its watchdog."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import jax
+
+from hybrid_jax.build.checkpoints import recipe
+from hybrid_jax.build.run import Run
+from hybrid_jax.checkpoint.checkpointer import Checkpointer
+from hybrid_jax.config.run import RunConfig
+from hybrid_jax.hooks import Evaluate, Heartbeat, Profile, Save, StopWhenDiverged
+from hybrid_jax.metrics.log import Log
+from hybrid_jax.runtime.watchdog import Watchdog
+from hybrid_jax.trainer import EveryN, Hook
+
+
+def build_hooks(
+    run: Run,
+    log: Log,
+    checkpointer: Checkpointer | None = None,
+    watchdog: Watchdog | None = None,
+) -> tuple[Hook, ...]:
+    """Returns the hooks of a run, in the order in which they belong.
+
+    Args:
+      log: from `build_log`.
+      checkpointer: from `build_checkpointer`; None: nothing is saved.
+      watchdog: from `build_watchdog`; None: a run that stalls stays.
+    """
+    config, steps = run.config, run.config.train.steps
+    hooks: list[Hook] = [log]
+    if config.train.profile_steps is not None:
+        assert config.train.output_dir is not None, "the config has checked it"
+        folder = Path(config.train.output_dir).expanduser() / "profile"
+        hooks.append(Profile(*config.train.profile_steps, folder))
+    # A run that is stopped early must save soon: only a whole one is evaluated at its end.
+    last = steps if checkpointer is not None else None
+    evaluation = Evaluate(run.train, run.validation, log, last_step=last)
+    hooks.append(EveryN(config.train.eval_every or steps, evaluation))
+    if checkpointer is not None:
+        keep = {"data": run.data_fingerprint, "run": recipe(config)}
+        save = Save(checkpointer, run.train, evaluation, log, config=keep, last_step=steps)
+        hooks.append(EveryN(config.checkpoint.every or steps, save))
+    if watchdog is not None:
+        hooks.append(Heartbeat(watchdog))
+    if config.train.max_skipped is not None:
+        stop = StopWhenDiverged(config.train.max_skipped, lambda: _last_good(checkpointer))
+        hooks.append(stop)
+    return tuple(hooks)
+
+
+def build_watchdog(config: RunConfig) -> contextlib.AbstractContextManager[Watchdog | None]:
+    """Returns the watchdog of this process, to be closed; None where none is asked for.
+
+    Raises:
+      UserError: the folder of its heartbeats cannot be made.
+    """
+    seconds, folder = config.train.stall_seconds, config.train.output_dir
+    if seconds is None:
+        return contextlib.nullcontext()
+    path = None if folder is None else Path(folder).expanduser() / "heartbeats"
+    return Watchdog(seconds, path, jax.process_index(), jax.process_count())
+
+
+def _last_good(checkpointer: Checkpointer | None) -> str | None:
+    if checkpointer is None:
+        return None
+    checkpointer.wait()  # the newest may still be on its way
+    step = checkpointer.last_good_step
+    return None if step is None else f"step {step} in {checkpointer.path}"

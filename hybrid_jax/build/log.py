@@ -1,0 +1,75 @@
+"""The log of a run and where it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_jax.build.run import Run
+from hybrid_jax.config.model import flops_per_token
+from hybrid_jax.config.run import RunConfig
+from hybrid_jax.errors import UserError
+from hybrid_jax.inspect.hardware import peak_flops
+from hybrid_jax.metrics.files import JsonlWriter, TensorBoardWriter
+from hybrid_jax.metrics.log import Log, Writer
+from hybrid_jax.metrics.wandb import WandbWriter
+from hybrid_jax.train.optimizer import make_learning_rate
+
+
+def build_log(run: Run, writers: Sequence[Writer] = (), resume_from: int | None = None) -> Log:
+    """Returns the log of a run, which writes to `writers` and to where its config says.
+
+    With several processes only the first one writes where the config says; the logs of the others
+    keep the latest values, which are the same.
+
+    Args:
+      writers: more places, such as the terminal.
+      resume_from: the step from which the run goes on: what an earlier one wrote beyond it to
+        `output_dir` is dropped; None: it stays.
+
+    Raises:
+      UserError: the folder cannot be made, or Weights & Biases cannot be reached.
+    """
+    config, devices = run.config, run.train.mesh.devices
+    peak = peak_flops(devices.flat[0].device_kind)
+    schedule = make_learning_rate(config.optimizer, config.train.steps)
+    return Log(
+        [*writers, *_make_writers(config, resume_from)],
+        every=config.train.log_every,
+        tokens_per_step=config.data.global_batch * config.data.seq_len,
+        flops_per_token=flops_per_token(config.model, config.data.seq_len),
+        peak_flops=None if peak is None else peak * devices.size,
+        learning_rates=np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps))).tolist(),
+        input_wait=lambda: run.batches.wait_seconds,
+    )
+
+
+def _make_writers(config: RunConfig, resume_from: int | None) -> list[Writer]:
+    project, folder = config.train.wandb_project, config.train.output_dir
+    path: Path | None = None
+    writers: list[Writer] = []
+    if folder is not None:
+        path = Path(folder).expanduser()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"train.output_dir={folder!r} cannot be made: {error.strerror}; choose a folder "
+                "that you may write to, or null for no files."
+            ) from None
+    if jax.process_index() != 0:
+        return []
+    if path is not None:
+        writers = [
+            JsonlWriter(path / "metrics.jsonl", resume_from),
+            TensorBoardWriter(path, resume_from),
+        ]
+    if project is not None:
+        name = None if path is None else path.resolve().name
+        writers.append(WandbWriter(project, name, asdict(config), path))
+    return writers

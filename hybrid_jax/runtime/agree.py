@@ -1,0 +1,48 @@
+"""Decisions that all processes of a run make alike."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+class Agreement:
+    """Tells all processes, at the same call, that one of them has said yes.
+
+    It is called once in every step, by every process. The votes of a call are added up on the
+    devices, behind the step that was dispatched before; the next call returns whether there was a
+    yes among them. So no process waits for another more than the step does anyway. With one
+    process there is nobody to ask, and a yes is returned at once.
+
+    >>> agreed = Agreement()
+    >>> agreed(False), agreed(True)
+    (False, True)
+    """
+
+    def __init__(self) -> None:
+        self._num_processes = jax.process_count()
+        if self._num_processes == 1:
+            return
+        firsts = [jax.local_devices(process)[0] for process in range(self._num_processes)]
+        mesh = Mesh(np.array(firsts), ("process",))
+        whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("process",)))
+        # Made once: a vote is then a dispatch, without an upload.
+        self._votes = [
+            jax.make_array_from_callback(
+                (self._num_processes,), split, lambda _, vote=vote: np.full(1, vote, np.int32)
+            )
+            for vote in (0, 1)
+        ]
+        self._count = jax.jit(lambda votes: votes.sum(), out_shardings=whole)
+        self._pending = self._votes_of(False)
+
+    def __call__(self, vote: bool) -> bool:
+        """Votes; returns whether any process voted yes at the previous call."""
+        if self._num_processes == 1:
+            return vote
+        pending, self._pending = self._pending, self._votes_of(vote)
+        return int(pending) > 0
+
+    def _votes_of(self, vote: bool) -> jax.Array:
+        return self._count(self._votes[int(vote)])
