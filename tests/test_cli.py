@@ -101,10 +101,14 @@ def test_bench_prints_a_table_and_writes_json(config, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no command: choose one of train, inspect, bench, data, or see `hybrid-jax --help`."),
+        (
+            [],
+            "no command: choose one of train, plan, inspect, bench, data, or see "
+            "`hybrid-jax --help`.",
+        ),
         (
             ["trian", "{config}"],
-            "unknown command 'trian': choose one of train, inspect, bench, data. "
+            "unknown command 'trian': choose one of train, plan, inspect, bench, data. "
             "Did you mean 'train'?",
         ),
         (

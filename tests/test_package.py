@@ -40,7 +40,7 @@ def test_the_package_alone_does_not_import_jax():
     assert python("import hybrid_jax, sys; print('jax' in sys.modules)") == "False\n"
 
 
-@pytest.mark.parametrize("name", ["bench", "evaluate", "generate", "inspect"])
+@pytest.mark.parametrize("name", ["bench", "evaluate", "generate", "inspect", "plan"])
 def test_a_module_never_hides_the_function_of_its_name(name):
     code = "import hybrid_jax as hj, hybrid_jax.build, hybrid_jax.{0}; print(callable(hj.{0}))"
     assert python(code.format(name)) == "True\n"

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
-from hybrid_jax.cli import bench, data, inspect, train
+from hybrid_jax.cli import bench, data, inspect, plan, train
 from hybrid_jax.errors import RunError, UserError, nearest
 
 # Commands import JAX, and what uses it, when they run: help and mistakes come at once.
 CONFIG_COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
+    "plan": plan.plan,
     "inspect": inspect.inspect,
     "bench": bench.bench,
 }
@@ -69,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "bench":
             bench.add_arguments(subparser)
+        elif name == "plan":
+            plan.add_arguments(subparser)
     line = "Prepare texts for training: prepare, tokenizer, show."
     data.add_commands(commands.add_parser("data", help=line, description=line))
     return parser

@@ -1,0 +1,1 @@
+"""The planner: which strategy suits a model, a cluster and a batch, and why."""

@@ -1,0 +1,266 @@
+"""Clusters: which chips, how many, and how they are joined."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hybrid_jax.config.strategy import MESH_AXES, Strategy
+from hybrid_jax.errors import UserError, nearest
+from hybrid_jax.plan.chips import CHIPS, Chip, chip_of_kind
+from hybrid_jax.plan.links import Link, TorusDim, take_torus
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal chips: a torus of TPUs (or several slices of one), or hosts of GPUs.
+
+    >>> Cluster.of("v5p:4x4x4").num_devices
+    64
+    >>> Cluster.of("h100:64").hosts
+    8
+
+    Attributes:
+      chip: what each device is.
+      shape: of one torus; (devices,) where a switch joins them.
+      slices: tori joined by the data-centre network.
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        """Devices in all."""
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def hosts(self) -> int:
+        """Machines in all."""
+        return -(-self.num_devices // self.chip.host)
+
+    @property
+    def islands(self) -> int:
+        """Groups of devices joined by fast links: slices of TPUs, hosts of GPUs."""
+        if self.chip.torus_dims:
+            return self.slices
+        return -(-self.num_devices // self.chip.domain)
+
+    def describe(self) -> str:
+        """Returns the name that `of` reads.
+
+        >>> Cluster.of("v5e:16").describe()
+        'v5e:4x4'
+        """
+        sizes = self.shape if self.slices == 1 else (*self.shape, self.slices)
+        return f"{self.chip.name}:{'x'.join(map(str, sizes))}"
+
+    @classmethod
+    def of(cls, devices: Any) -> Cluster:
+        """Returns the cluster that `devices` names.
+
+        Args:
+          devices: "v5p:4x4x4" (a torus), "v5e:16x16x2" (one number more: slices), "h200:8",
+            "h100:64" (8 in a host), the path of a YAML file or a mapping {"chip": name, "devices":
+            as before the colon, any field of `Chip`: value}, a `jax.sharding.Mesh`, or a Cluster.
+
+        Raises:
+          UserError: an unknown chip, or a count or topology that there is not.
+        """
+        if isinstance(devices, Cluster):
+            return devices
+        if isinstance(devices, Mapping):
+            return _from_mapping(dict(devices))
+        if isinstance(devices, (str, Path)):
+            text = str(devices)
+            if text.endswith((".yaml", ".yml")):
+                return _from_file(Path(text))
+            return _parse(text)
+        if hasattr(devices, "devices") and hasattr(devices, "axis_names"):
+            return _from_mesh(devices)
+        raise UserError(
+            f"devices={devices!r} must be a name such as 'v5p:4x4x4' or 'h200:8', a YAML file, a "
+            "mapping or a mesh."
+        )
+
+    def links(self, strategy: Strategy) -> dict[str, Link]:
+        """What joins the devices along each mesh axis, laid as `make_mesh` lays them."""
+        if self.chip.torus_dims:
+            return self._torus_links(strategy)
+        stride, links = 1, {}
+        for axis in reversed(MESH_AXES):
+            size = getattr(strategy, axis)
+            inner = math.gcd(size, max(self.chip.domain // stride, 1))
+            links[axis] = self._link(inner, size // inner, self.chip.link_bandwidth)
+            stride *= size
+        return links
+
+    def _torus_links(self, strategy: Strategy) -> dict[str, Link]:
+        """Slices go to the outermost axes, torus dims to the innermost first."""
+        left, outer = self.slices, {}
+        for axis in MESH_AXES:
+            size = getattr(strategy, axis)
+            outer[axis] = math.gcd(size, left) if axis in ("replica", "stage", "data") else 1
+            left //= outer[axis]
+        dims = [TorusDim(size, self._wraps(size)) for size in self.shape if size > 1]
+        links = {}
+        for axis in reversed(MESH_AXES):
+            inner = getattr(strategy, axis) // outer[axis]
+            speed = take_torus(dims, inner) * self.chip.link_bandwidth
+            links[axis] = self._link(inner, outer[axis], speed)
+        return links
+
+    def _wraps(self, size: int) -> bool:
+        return size % self.chip.wrap == 0
+
+    def _link(self, inner: int, outer: int, bandwidth: float) -> Link:
+        fast, slow = {"tpu": ("ICI", "DCN"), "gpu": ("NVLink", "IB")}.get(
+            self.chip.platform, ("memory", "network")
+        )
+        names = [fast] * (inner > 1) + [slow] * (outer > 1)
+        fraction = self.chip.link_fraction
+        return Link(
+            inner,
+            outer,
+            bandwidth * fraction,
+            self.chip.network_bandwidth * fraction,
+            "+".join(names) or "-",
+        )
+
+
+def _parse(text: str) -> Cluster:
+    name, colon, sizes = text.partition(":")
+    chip = _chip(name)
+    if not colon or not sizes:
+        example = f"{name}:{'x'.join('4' * chip.torus_dims) or '8'}"
+        raise UserError(f"devices={text!r} says no number of devices: write {example!r}, say.")
+    return _cluster(chip, sizes, text)
+
+
+def _cluster(chip: Chip, sizes: str, text: str) -> Cluster:
+    parts = sizes.split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(
+            f"devices={text!r}: {sizes!r} must be whole numbers above 0 with 'x' in between."
+        )
+    shape = tuple(map(int, parts))
+    if not chip.torus_dims:
+        return _switched(chip, shape, text)
+    if len(shape) == 1:
+        shape = _cubic(shape[0], chip)
+        if shape is None:
+            raise UserError(
+                f"devices={text!r}: no {chip.torus_dims}-dimensional torus of {sizes} {chip.name} "
+                "chips: use a power of two, or write the topology."
+            )
+    if len(shape) not in (chip.torus_dims, chip.torus_dims + 1):
+        raise UserError(
+            f"devices={text!r}: a {chip.name} slice has {chip.torus_dims} dims (one number more "
+            f"is the number of slices), not {len(shape)}."
+        )
+    torus, slices = shape[: chip.torus_dims], (*shape, 1)[chip.torus_dims]
+    for size in torus:
+        if size not in (1, 2) and size % 4:
+            raise UserError(
+                f"devices={text!r}: dim {size} of a {chip.name} torus must be 1, 2 or a multiple "
+                "of 4."
+            )
+    if math.prod(torus) > chip.domain:
+        raise UserError(
+            f"devices={text!r}: a {chip.name} slice has at most {chip.domain} chips, not "
+            f"{math.prod(torus)}: use several slices, with one number more."
+        )
+    return Cluster(chip, torus, slices)
+
+
+def _switched(chip: Chip, shape: tuple[int, ...], text: str) -> Cluster:
+    count = math.prod(shape)
+    if len(shape) > 1:
+        raise UserError(
+            f"devices={text!r}: {chip.name} has no torus: give the number of devices, "
+            f"'{chip.name}:{count}'."
+        )
+    if count > chip.host and count % chip.host:
+        raise UserError(
+            f"devices={text!r}: hosts have {chip.host} {chip.name}, and {count} is no multiple: "
+            f"use {count // chip.host * chip.host} or {-(-count // chip.host) * chip.host}."
+        )
+    return Cluster(chip, (count,))
+
+
+def _cubic(count: int, chip: Chip) -> tuple[int, ...] | None:
+    """The most even torus of powers of two with `count` chips, within one slice."""
+    power = count.bit_length() - 1
+    if count != 2**power or count > chip.domain:
+        return None
+    dims = chip.torus_dims
+    return tuple(2 ** ((power + dim) // dims) for dim in range(dims))
+
+
+def _chip(name: str) -> Chip:
+    if name not in CHIPS:
+        raise UserError(
+            f"unknown chip {name!r}: choose one of {', '.join(CHIPS)}, or describe it in a YAML "
+            f"file.{nearest(name, CHIPS)}"
+        )
+    return CHIPS[name]
+
+
+def _from_file(path: Path) -> Cluster:
+    if not path.is_file():
+        raise UserError(f"devices={str(path)!r}: no such file.")
+    fields = yaml.safe_load(path.read_text())
+    if not isinstance(fields, dict):
+        raise UserError(f"devices={str(path)!r} must hold a mapping, such as 'chip: h100'.")
+    return _from_mapping(fields)
+
+
+def _from_mapping(fields: dict[str, Any]) -> Cluster:
+    base = fields.pop("chip", None)
+    sizes = fields.pop("devices", None)
+    if base is None or sizes is None:
+        raise UserError("a cluster needs 'chip' (a known one) and 'devices', such as 8 or '4x4x4'.")
+    known = [field.name for field in dataclasses.fields(Chip)]
+    for name, value in fields.items():
+        if name not in known:
+            raise UserError(
+                f"unknown field {name!r} of a chip: the fields are {', '.join(known)}."
+                f"{nearest(str(name), known)}"
+            )
+        if name not in ("name", "platform"):
+            fields[name] = _number(name, value)
+    return _cluster(dataclasses.replace(_chip(base), **fields), str(sizes), f"{base}:{sizes}")
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)  # YAML reads 9e10 as text
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0 or isinstance(value, bool):
+        raise UserError(f"chip field {name}={value!r} must be a number, 0 or more.")
+    return int(number) if isinstance(value, int) else number
+
+
+def _from_mesh(mesh: Any) -> Cluster:
+    devices = list(mesh.devices.flat)
+    kind = devices[0].device_kind
+    name = chip_of_kind(kind)
+    if name is None:
+        raise UserError(
+            f"the mesh has devices of unknown kind {kind!r}: describe them in a YAML file."
+        )
+    chip = CHIPS[name]
+    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if not chip.torus_dims:
+        return Cluster(chip, (len(devices),))
+    coords = [device.coords for device in devices]
+    sizes = [len({coord[dim] for coord in coords}) for dim in range(chip.torus_dims)]
+    return Cluster(chip, tuple(sizes), slices)

@@ -1,0 +1,216 @@
+"""`plan`: which strategy to use on which devices, what it will cost, and why the others lost."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rich.console import Console, Group
+
+from hybrid_jax.config.checks import check_choice, check_int
+from hybrid_jax.config.model import DecoderConfig
+from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.errors import UserError, nearest
+from hybrid_jax.plan import tables
+from hybrid_jax.plan.hardware import Cluster
+from hybrid_jax.plan.memory import OPTIMIZER_BYTES
+from hybrid_jax.plan.search import Plan, Problem, search
+
+_WIDTH = 130
+_FIXABLE = (
+    "replica",
+    "stage",
+    "data",
+    "model",
+    "microbatches",
+    "schedule",
+    "chunks",
+    "zero",
+    "remat",
+    "rules",
+)
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """Ranked strategies for one model, cluster and batch; `print` it, or show it in a notebook.
+
+    Attributes:
+      problem: what was asked for.
+      plans: one for each layout, the fastest first, then those that do not fit.
+      top: how many of them the tables show.
+      remedy: where nothing fits, what would make it fit.
+    """
+
+    problem: Problem
+    plans: tuple[Plan, ...]
+    top: int = 8
+    remedy: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether any plan does."""
+        return self.plans[0].time is not None
+
+    @property
+    def best(self) -> Strategy:
+        """The fastest strategy that fits.
+
+        Raises:
+          UserError: none does: the nearest miss, and what would make it fit.
+        """
+        if not self.fits:
+            raise UserError(self.miss)
+        return self.plans[0].strategy
+
+    @property
+    def miss(self) -> str:
+        """Where nothing fits, by how much and what would help, on one line."""
+        nearest_miss = self.plans[0]
+        return (
+            f"nothing fits on {self.problem.cluster.describe()}: the smallest, "
+            f"{nearest_miss.strategy.describe()}, {nearest_miss.reason}; {self.remedy}."
+        )
+
+    def __rich__(self) -> Group:
+        shown = self.plans[: self.top]
+        parts = [tables.heading(self.problem), tables.ranking(self.problem, shown)]
+        left = len(self.plans) - len(shown)
+        if left:
+            parts.append(tables.note(f"and {left} layouts more; top={len(self.plans)} shows all"))
+        parts.append(tables.memory_parts(self.problem, shown))
+        if self.fits:
+            parts.append(tables.time_parts([plan for plan in shown if plan.time]))
+        else:
+            parts.append(tables.note(self.miss))
+        return Group(*parts)
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+    def _repr_html_(self) -> str:
+        console = Console(file=io.StringIO(), width=_WIDTH, record=True, force_jupyter=False)
+        console.print(self)
+        return console.export_html(
+            inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>'
+        )
+
+    def to_json(self) -> str:
+        """Returns every plan as JSON text; bytes and seconds per device and step."""
+        problem = self.problem
+        return json.dumps(
+            {
+                "devices": problem.cluster.describe(),
+                "global_batch": problem.global_batch,
+                "seq_len": problem.seq_len,
+                "memory_bytes": problem.cluster.chip.hbm_bytes,
+                "plans": [_plan_fields(plan) for plan in self.plans],
+                "remedy": self.remedy,
+            },
+            indent=2,
+        )
+
+
+def plan(
+    model: Any,
+    devices: Any,
+    global_batch: int,
+    seq_len: int,
+    *,
+    optimizer: str = "adamw",
+    precision: str = "bf16",
+    top: int = 8,
+    **fixed: Any,
+) -> PlanReport:
+    """Ranks the strategies for a model, a cluster and a batch; touches no device.
+
+    >>> from hybrid_jax.config.model import preset
+    >>> report = plan(preset("llama2-7b"), "h200:8", global_batch=128, seq_len=4096)
+    >>> report.best.num_devices
+    8
+
+    Args:
+      model: a `DecoderConfig`, or a `Decoder`.
+      devices: "v5p:4x4x4", "h100:64", a mesh, a mapping or a YAML file; see `Cluster.of`.
+      global_batch: examples of a step.
+      seq_len: tokens of an example.
+      optimizer: "adamw", "lion", "adafactor", "muon" or "sgd": decides what state a parameter has.
+      precision: of the compute, "bf16", "fp16" or "f32".
+      top: how many plans the tables show.
+      fixed: fields of `Strategy` to keep at one value, such as `stage=4` or `remat="layer"`.
+
+    Raises:
+      UserError: unknown devices or fields, or no layout divides the model and the batch. That
+        nothing fits the memory is no error before `best` is asked for.
+    """
+    problem = Problem(
+        _config(model), Cluster.of(devices), global_batch, seq_len, optimizer, precision
+    )
+    _check(problem, top, fixed)
+    plans = search(problem, fixed)
+    remedy = "" if plans[0].time is not None else _remedy(problem, fixed)
+    return PlanReport(problem, tuple(plans), top, remedy)
+
+
+def _config(model: Any) -> DecoderConfig:
+    config = model if isinstance(model, DecoderConfig) else getattr(model, "config", None)
+    if not isinstance(config, DecoderConfig):
+        raise UserError(
+            f"plan needs a DecoderConfig or a Decoder, not {type(model).__name__}: describe the "
+            "model by the preset or the sizes that come nearest."
+        )
+    return config
+
+
+def _check(problem: Problem, top: int, fixed: dict[str, Any]) -> None:
+    check_int("global_batch", problem.global_batch, at_least=1)
+    check_int("seq_len", problem.seq_len, at_least=1)
+    check_int("top", top, at_least=1)
+    check_choice("optimizer", problem.optimizer, OPTIMIZER_BYTES)
+    if problem.seq_len > problem.config.max_length:
+        raise UserError(
+            f"seq_len={problem.seq_len} must be at most the model's max_length="
+            f"{problem.config.max_length}: shorten the one or raise the other."
+        )
+    for name in fixed:
+        if name not in _FIXABLE:
+            raise UserError(
+                f"plan cannot fix {name!r}: it is one of {', '.join(_FIXABLE)} that may be given."
+                f"{nearest(name, _FIXABLE)}"
+            )
+    sizes = {name: value for name, value in fixed.items() if name in _FIXABLE[:5]}
+    for name, value in sizes.items():
+        check_int(name, value, at_least=1)
+
+
+def _remedy(problem: Problem, fixed: dict[str, Any]) -> str:
+    """The least change that fits: more of the same devices, or a shorter step."""
+    cluster = problem.cluster
+    for factor in (2, 4, 8, 16, 32):
+        larger = replace(cluster, shape=(*cluster.shape[:-1], cluster.shape[-1] * factor))
+        batch = problem.global_batch * factor
+        for changed in (problem.global_batch, batch):
+            try:
+                found = search(replace(problem, cluster=larger, global_batch=changed), fixed)
+            except UserError:
+                continue
+            if found[0].time is not None:
+                same = "" if changed == problem.global_batch else f" with global_batch={changed}"
+                return f"{larger.num_devices} such devices would do{same}"
+    return "use a smaller model, shorter sequences or devices with more memory"
+
+
+def _plan_fields(plan: Plan) -> dict[str, Any]:
+    return {
+        "strategy": asdict(plan.strategy),
+        "fits": plan.time is not None,
+        "reason": plan.reason,
+        "bubble": plan.bubble,
+        "memory": asdict(plan.memory) | {"total": plan.memory.total},
+        "time": None if plan.time is None else asdict(plan.time) | {"total": plan.time.total},
+    }

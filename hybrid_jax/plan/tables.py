@@ -1,0 +1,128 @@
+"""The tables of a plan, for the terminal and the notebook alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from hybrid_jax.config.model import num_params
+from hybrid_jax.config.strategy import MESH_AXES
+from hybrid_jax.plan.memory import Memory
+from hybrid_jax.plan.search import Plan, Problem
+
+GIB = 2**30
+
+
+def heading(problem: Problem) -> Text:
+    """Model, devices and batch, on one line."""
+    chip, cluster = problem.cluster.chip, problem.cluster
+    facts = (
+        f"{num_params(problem.config) / 1e9:.3g} B parameters",
+        f"{cluster.num_devices} x {chip.name} ({cluster.describe()}), "
+        f"{chip.hbm_bytes / GIB:.4g} GiB each",
+        f"batch {problem.global_batch} x {problem.seq_len}",
+        f"{problem.precision}, {problem.optimizer}",
+    )
+    return Text("  ·  ".join(facts), style="bold")
+
+
+def ranking(problem: Problem, plans: Sequence[Plan]) -> Table:
+    """One row for each plan, the best first."""
+    columns = (">", "strategy", ">step", ">MFU", ">memory", ">sent", ">bubble", "why not")
+    table = _table("Strategies, by predicted step time", *columns)
+    for rank, plan in enumerate(plans, 1):
+        time = plan.time
+        table.add_row(
+            str(rank) if time else "-",
+            plan.strategy.describe(),
+            format_seconds(time.total) if time else "-",
+            f"{time.mfu:.0%}" if time else "-",
+            f"{plan.memory.total / GIB:.1f}",
+            f"{sum(time.sent_bytes.values()) / GIB:.3g}" if time else "-",
+            f"{plan.bubble:.0%}" if plan.strategy.stage > 1 else "-",
+            plan.reason,
+            style="bold" if rank == 1 and time else "" if time else "dim",
+        )
+    table.caption = (
+        "memory and sent: GiB per device (and step); matmuls are assumed to reach "
+        f"{problem.cluster.chip.matmul_fraction:.0%} of the peak"
+    )
+    return table
+
+
+def memory_parts(problem: Problem, plans: Sequence[Plan]) -> Table:
+    """GiB of one device by part, a row for each plan."""
+    names = [field.name for field in fields(Memory)]
+    columns = (f">{name.replace('_', ' ')}" for name in names)
+    table = _table("Memory per device, GiB", ">", *columns, ">total")
+    room = problem.cluster.chip.hbm_bytes
+    for rank, plan in enumerate(plans, 1):
+        parts = (f"{getattr(plan.memory, name) / GIB:.2f}" for name in names)
+        total = f"{plan.memory.total / GIB:.1f} of {room / GIB:.1f}"
+        table.add_row(str(rank) if plan.time else "-", *parts, total)
+    return table
+
+
+def time_parts(plans: Sequence[Plan]) -> Table:
+    """Seconds by cause and GiB sent over each axis, a row for each plan."""
+    used = {axis for plan in plans if plan.time for axis in plan.time.communication}
+    axes = [axis for axis in MESH_AXES if axis in used]
+    columns = (">layers", ">head", ">sums", ">bubble", ">update")
+    links = (f">over {axis}" for axis in axes)
+    table = _table("Time of a step, and what is sent over each axis", ">", *columns, *links)
+    for rank, plan in enumerate(plans, 1):
+        time = plan.time
+        assert time is not None
+        seconds = (time.layers, time.head, time.accumulate, time.bubble, time.update)
+        sent = [
+            f"{format_seconds(time.communication[axis])}, {time.sent_bytes[axis] / GIB:.3g} GiB "
+            f"{plan.links[axis].name}"
+            if axis in time.communication
+            else "-"
+            for axis in axes
+        ]
+        table.add_row(str(rank), *map(format_seconds, seconds), *sent)
+    table.caption = (
+        "counted in full but for tensor-parallel traffic on TPU, of which XLA is assumed to hide "
+        "half behind matmuls; sums: adding up gradients of microbatches"
+    )
+    return table
+
+
+def note(text: str) -> Text:
+    """A line below a table."""
+    return Text(f"  {text}\n", style="dim")
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds with a fitting unit.
+
+    >>> format_seconds(1.234), format_seconds(0.0456), format_seconds(0)
+    ('1.23 s', '45.6 ms', '-')
+    """
+    if seconds == 0:
+        return "-"
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table with these headers; ">" marks a column of numbers."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        header_style="dim",
+    )
+    for column in columns:
+        justify = "right" if column[0] == ">" else "left"
+        table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
+    return table

@@ -1,0 +1,37 @@
+"""`hybrid-jax plan`: a table, a strategy, a file; one line for mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from hybrid_jax.cli import main
+from hybrid_jax.config.strategy import Strategy
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "llama2-7b-v5p-64.yaml")
+
+
+def test_prints_plans_and_the_best_strategy(tmp_path, capsys):
+    path = tmp_path / "plans.json"
+    options = ["--devices", "v5p:4x4x4", "--top", "3", "--json", str(path)]
+    assert main(["plan", CONFIG, *options, "data.global_batch=128", "strategy.microbatches=4"]) == 0
+    output = capsys.readouterr().out
+    assert "Strategies, by predicted step time" in output
+    best = Strategy(**yaml.safe_load(output[output.index("replica: 1") :]))
+    assert best.num_devices == 64
+    assert json.loads(path.read_text())["global_batch"] == 128
+
+
+def test_mistakes(capsys):
+    for options, message in (
+        ([], "plan needs --devices"),
+        (["--devices", "v5q:8"], "Did you mean 'v5p'?"),
+        (["--devices", "v5p:4x4x4", "--json", "no/such/folder/x.json"], "does not exist"),
+        (["--devices", "v5e:2x2"], "nothing fits on v5e:2x2"),
+    ):
+        assert main(["plan", CONFIG, *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1

@@ -1,0 +1,80 @@
+"""The planner's memory and traffic against what XLA:TPU compiled, and the page that shows it."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import pytest
+
+from hybrid_jax.plan.traffic import transfers
+from tests.plan.memory_table import HELD_OUT, MODELS, compare, table
+
+DOCS = Path(__file__).parents[2] / "docs"
+ROWS = compare(DOCS / "memory_model.json")
+
+
+def test_memory_is_that_of_the_compiler():
+    errors = [abs(row.error) for row in ROWS]
+    assert len(errors) >= 20
+    assert statistics.median(errors) <= 0.07
+    assert max(errors) <= 0.15
+    sizes = {row.triple.model for row in ROWS}
+    assert {"llama-1b", "llama2-70b"} <= sizes
+
+
+def test_it_holds_for_triples_that_no_formula_has_seen():
+    errors = [abs(row.error) for row in ROWS if row.triple in HELD_OUT]
+    assert len(errors) >= 8
+    assert statistics.median(errors) <= 0.07
+    assert max(errors) <= 0.15
+
+
+def test_the_page_is_up_to_date():
+    page = (DOCS / "memory_model.md").read_text()
+    assert page == table(ROWS), "run `python tests/plan/memory_table.py table` and commit"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.triple.name)
+def test_state_and_batch_are_the_programs_arguments(row):
+    arguments = row.parts.parameters + row.parts.optimizer + row.parts.batch
+    assert arguments == pytest.approx(row.compiled["argument"], rel=2e-3)
+
+
+PLAIN = [
+    row
+    for row in ROWS
+    if row.triple.layout.zero == 1
+    and row.triple.layout.data > 1
+    and row.triple.layout.schedule == "1f1b"
+    and row.triple.layout.model > 1
+]
+
+
+def compiled_bytes(row, axis: str, *kinds: str) -> float:
+    """Bytes that one device sends over `axis` alone, by kinds of collective, from the ledger."""
+    sent = {tuple(name.split()): wire for name, (_, wire) in row.compiled["sent"].items()}
+    return sum(wire for (axes, kind, _), wire in sent.items() if axes == axis and kind in kinds)
+
+
+def predicted_bytes(row, axis: str, *whats: str) -> float:
+    triple = row.triple
+    found = transfers(MODELS[triple.model], triple.layout, triple.global_batch, triple.seq_len)
+    size = getattr(triple.layout, axis)
+    return sum(t.sent_bytes(size) for t in found if t.axis == axis and t.what in whats)
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=lambda row: row.triple.name)
+def test_parameters_are_gathered_once(row):
+    compiled = compiled_bytes(row, "data", "all-gather")
+    assert predicted_bytes(row, "data", "parameters") == pytest.approx(compiled, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in PLAIN if row.triple.layout.stage > 2], ids=lambda row: row.triple.name
+)
+def test_stages_send_what_the_step_says(row):
+    permuted = compiled_bytes(row, "stage", "collective-permute")
+    assert predicted_bytes(row, "stage", "activations") == pytest.approx(permuted, rel=1e-2)
+    gathered = compiled_bytes(row, "stage", "all-gather", "all-to-all")
+    assert predicted_bytes(row, "stage", "head", "parameters") == pytest.approx(gathered, rel=2e-3)
