@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
@@ -36,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             config = load_config(options.pop("config"), options.pop("overrides"))
             CONFIG_COMMANDS[command](config, **options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
