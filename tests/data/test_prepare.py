@@ -278,7 +278,8 @@ def test_killed_at_any_instant_it_goes_on_to_the_same_bytes(tmp_path, tokenizer_
         assert group_is_gone(process.pid), "workers outlive the process that started them"
     assert len(killed_with) >= 4
     assert 0 < killed_with[0][0] < killed_with[1][0] < killed_with[2][0] < 180
-    assert len({inode for _, inode in killed_with[:3]}) == 1
+    # (With two workers the first part need not be the first that is finished.)
+    assert len({inode for _, inode in killed_with[:3]} - {None}) == 1
     assert start(*arguments).wait(60) == 0
     assert not (output / ".parts").exists()
     assert start(path, tmp_path / "straight", *arguments[2:]).wait(60) == 0
