@@ -1,6 +1,6 @@
 """What a save costs the training loop: `python tests/checkpoint/save_cost.py`.
 
-Trains with steps of about a second and saves every fifth one. Prints the seconds in which `save`
+Trains with steps of a few seconds and saves every fifth one. Prints the seconds in which `save`
 blocks the loop, and how much longer the steps are during which a save is written and read back in
 the background (on virtual devices it takes cores from them; accelerators do not share theirs).
 """
@@ -24,12 +24,12 @@ def main() -> None:
     )
     train = hj.make_train_step(model, optax.adamw(1e-3), strategy, hj.make_mesh(strategy))
     state = train.init(jax.random.key(0))
-    tokens = np.random.default_rng(0).integers(0, 256, (8, 129))
+    tokens = np.random.default_rng(0).integers(0, 256, (16, 129))
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**20
     steps, blocked = [], []
     with tempfile.TemporaryDirectory() as folder, hj.Checkpointer(folder) as checkpointer:
-        for step in range(31):
+        for step in range(21):
             started = time.perf_counter()
             state, _ = jax.block_until_ready(train.step(state, batch))
             steps.append(time.perf_counter() - started)
@@ -37,8 +37,8 @@ def main() -> None:
                 started = time.perf_counter()
                 checkpointer.save(train, state)
                 blocked.append(time.perf_counter() - started)
-    after = np.array([steps[step] for step in range(6, 31) if step % 5 == 1])
-    quiet = np.median([steps[step] for step in range(6, 31) if step % 5 in (3, 4)])
+    after = np.array([steps[step] for step in range(6, 21) if step % 5 == 1])
+    quiet = np.median([steps[step] for step in range(6, 21) if step % 5 in (3, 4)])
     print(f"state {size:.0f} MB, a step {quiet:.3f} s")
     print(f"save blocks {np.median(blocked[1:]):.4f} s = {np.median(blocked[1:]) / quiet:.1%}")
     print(f"the step after a save takes {np.median(after) - quiet:+.3f} s")
