@@ -2,8 +2,8 @@
 
 Trains with steps of more than a second and saves every fifth one, on one device, or on 8 virtual
 ones, which share the cores among 64 threads. Prints the seconds in which `save` blocks the loop,
-and how much longer the steps are during which a save is written and read back in the background (on a
-CPU it takes cores from them; accelerators do not share theirs).
+and how much longer the steps are during which a save is written and read back in the background
+(on a CPU it takes cores from them; accelerators do not share theirs).
 """
 
 import sys
