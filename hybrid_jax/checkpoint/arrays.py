@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from hybrid_jax.checkpoint.digest import digest, digest_piece
 from hybrid_jax.checkpoint.integrity import hexadecimal
 from hybrid_jax.checkpoint.manifest import ArrayEntry, Damaged, Manifest
-from hybrid_jax.checkpoint.tree import by_name, to_nested
+from hybrid_jax.checkpoint.tree import by_name, nest, to_nested
 from hybrid_jax.errors import UserError
 from hybrid_jax.train.state import TrainState
 from hybrid_jax.train.step import TrainStep
@@ -29,7 +29,8 @@ _IN_FLIGHT_BYTES = 2**26
 def array_entries(train: TrainStep, state: TrainState) -> dict[str, ArrayEntry]:
     """Returns the entry of every array of a canonical `state`."""
     arrays = by_name(to_nested(state))
-    axes = {f"params/{name}": names for name, names in _axes(train).items()}
+    is_names = lambda node: isinstance(node, tuple)
+    axes = by_name({"params": train.model.axes()}, is_leaf=is_names)
     digests = _digests(list(arrays.values()))
     return {
         name: ArrayEntry(tuple(array.shape), str(array.dtype), hexadecimal(found), axes.get(name))
@@ -79,7 +80,7 @@ def read_arrays(folder: Path, manifest: Manifest, like: Mapping[str, Any] | None
     """
     if like is None:
         entries = {name: e for name, e in manifest.arrays.items() if name.startswith("params/")}
-        wanted = _nest({name: np.empty(0) for name in entries})
+        wanted = nest({name: np.empty(0) for name in entries})
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         largest = max(math.prod(e.shape) * np.dtype(e.dtype).itemsize for e in entries.values())
     else:
@@ -90,7 +91,7 @@ def read_arrays(folder: Path, manifest: Manifest, like: Mapping[str, Any] | None
             )
             for name, leaf in names.items()
         }
-        wanted = _nest(as_saved)
+        wanted = nest(as_saved)
         arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
         largest = max(map(_shard_bytes, as_saved.values()))
     reader = ocp.PyTreeCheckpointHandler(
@@ -144,26 +145,6 @@ def _stacked_digests(sharding: NamedSharding):
         return jax.numpy.stack([digest(array) for array in arrays])
 
     return jax.jit(stacked, out_shardings=sharding)
-
-
-def _axes(train: TrainStep) -> dict[str, tuple[str | None, ...]]:
-    is_names = lambda node: isinstance(node, tuple)
-    leaves = jax.tree_util.tree_leaves_with_path(train.model.axes(), is_leaf=is_names)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(names)
-        for path, names in leaves
-    }
-
-
-def _nest(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *folders, last = name.split("/")
-        node = nested
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = array
-    return nested
 
 
 def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:

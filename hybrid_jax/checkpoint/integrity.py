@@ -12,7 +12,7 @@ import numpy as np
 import tensorstore as ts
 
 from hybrid_jax.checkpoint.digest import digest_piece
-from hybrid_jax.checkpoint.manifest import Damaged, Manifest
+from hybrid_jax.checkpoint.manifest import Damaged, Manifest, checksum
 
 _STAMP = "verified"
 
@@ -46,8 +46,7 @@ def read_back(folder: Path, manifest: Manifest, part: int = 0, parts: int = 1) -
 def stamp(folder: Path, part: int = 0, parts: int = 1) -> None:
     """Notes that a share of a step has been verified, with a checksum of its files."""
     sums = {name: _file_sum(folder / name) for name in _files(folder)[part::parts]}
-    content = json.dumps(sums, sort_keys=True)
-    content = json.dumps({"sums": sums, "checksum": _sum(content.encode())})
+    content = json.dumps({"sums": sums, "checksum": checksum(sums)})
     path = folder / f"{_STAMP}.{part}-of-{parts}.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(content)
@@ -70,9 +69,7 @@ def check_files(folder: Path, part: int = 0, parts: int = 1) -> None:
     for path in _stamps(folder):
         try:
             content = json.loads(path.read_text())
-            sound = content["checksum"] == _sum(
-                json.dumps(content["sums"], sort_keys=True).encode()
-            )
+            sound = content["checksum"] == checksum(content["sums"])
         except (OSError, ValueError, TypeError, KeyError):
             sound = False
         if not sound:
@@ -114,7 +111,3 @@ def _stamps(folder: Path) -> list[Path]:
 def _file_sum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _sum(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -59,7 +59,7 @@ class Manifest:
         finite = {name: x for name, x in self.metrics.items() if math.isfinite(x)}
         content = {"version": VERSION, **asdict(self), "metrics": finite}
         content = json.loads(json.dumps(content))  # tuples are lists from here on
-        return {**content, "checksum": _checksum(content)}
+        return {**content, "checksum": checksum(content)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Manifest:
@@ -69,7 +69,7 @@ class Manifest:
           Damaged: the checksum is wrong, or another version wrote it.
         """
         fields = dict(content)
-        if fields.pop("checksum", None) != _checksum(fields):
+        if fields.pop("checksum", None) != checksum(fields):
             raise Damaged("the manifest's checksum is wrong")
         version = fields.pop("version")
         if version != VERSION:
@@ -99,6 +99,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise Damaged(f"its manifest cannot be read ({type(error).__name__}: {error})") from None
 
 
-def _checksum(content: Mapping[str, Any]) -> str:
+def checksum(content: Mapping[str, Any]) -> str:
+    """Returns a hash of JSON values."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+
+from hybrid_jax.sharding.placement import path_name
 
 PyTree = Any
 
@@ -18,14 +20,7 @@ def to_nested(tree: PyTree) -> dict[str, Any]:
     >>> to_nested({"opt": ((), {"mu": 1}), "step": 2})
     {'opt': {'1': {'mu': 1}}, 'step': 2}
     """
-    nested: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        *folders, name = [jax.tree_util.keystr((key,), simple=True) for key in path]
-        node = nested
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = leaf
-    return nested
+    return nest(by_name(tree))
 
 
 def from_nested(nested: Mapping[str, Any], like: PyTree) -> PyTree:
@@ -41,13 +36,27 @@ def from_nested(nested: Mapping[str, Any], like: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(find, like)
 
 
-def by_name(nested: Mapping[str, Any]) -> dict[str, Any]:
+def by_name(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Returns {"params/embed/tokens": leaf, …} of a tree.
 
     >>> by_name({"opt": {"1": {"mu": 1}}, "step": 2})
     {'opt/1/mu': 1, 'step': 2}
     """
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(nested)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `by_name`, in nested dicts.
+
+    >>> nest({"opt/1/mu": 1, "step": 2})
+    {'opt': {'1': {'mu': 1}}, 'step': 2}
+    """
+    nested: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        node = nested
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return nested

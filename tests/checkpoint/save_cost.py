@@ -10,18 +10,16 @@ import sys
 import tempfile
 import time
 
+import jax
+import numpy as np
+import optax
+
 import hybrid_jax as hj
 
-DEVICES = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-hj.force_cpu_devices(DEVICES)
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-
-
-def main() -> None:
-    sizes = {"data": 2, "stage": 2, "model": 2} if DEVICES == 8 else {}
+def main(devices: int) -> None:
+    hj.force_cpu_devices(devices)
+    sizes = {"data": 2, "stage": 2, "model": 2} if devices == 8 else {}
     strategy = hj.Strategy(**sizes, microbatches=2, precision="f32")
     model = hj.models.Decoder(
         hj.models.preset("nano", num_layers=8, embed_dim=512, num_heads=8, mlp_dim=1536)
@@ -49,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
