@@ -141,19 +141,18 @@ def test_saving_twice_is_saving_once(tmp_path, train, state):
 
 
 def damage(folder, what):
-    # Where the arrays are; the index beside it may be read from this process's cache.
-    files = (folder / "state").glob("ocdbt.process_*/d/*")
-    arrays = max(files, key=lambda path: path.stat().st_size)
-    if what == "flipped":
+    # In every file of arrays: which of them is superseded depends on when they were written.
+    for arrays in (folder / "state").rglob("d/*"):
         content = bytearray(arrays.read_bytes())
-        for place in range(0, len(content), len(content) // 16):  # some bytes are never read
-            content[place] ^= 4
-        arrays.write_bytes(content)
-    elif what == "truncated":
-        arrays.write_bytes(arrays.read_bytes()[:1000])
-    elif what == "missing":
-        arrays.unlink()
-    elif what == "no manifest":
+        if what == "flipped":
+            for place in range(0, len(content), len(content) // 16):
+                content[place] ^= 4
+            arrays.write_bytes(content)
+        elif what == "truncated":
+            arrays.write_bytes(content[: min(1000, len(content) // 2)])
+        elif what == "missing":
+            arrays.unlink()
+    if what == "no manifest":
         shutil.rmtree(folder / "manifest")
     elif what == "edited manifest":
         path = folder / "manifest" / "metadata"
