@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid_jax.data.packing import Rows
 from hybrid_jax.data.source import TokenSource
-from tests import tiny
 
 
 def make_source(lengths: list[int], vocab_size: int = 50) -> TokenSource:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from triples import HELD_OUT, MODELS, TRIPLES, Triple
+
 from hybrid_jax.plan.memory import Memory, memory
-from tests.plan.triples import HELD_OUT, MODELS, TRIPLES, Triple
 
 EVERY = (*TRIPLES, *HELD_OUT)
 

@@ -6,9 +6,9 @@ import statistics
 from pathlib import Path
 
 import pytest
+from memory_table import HELD_OUT, MODELS, compare, table
 
 from hybrid_jax.plan.traffic import transfers
-from tests.plan.memory_table import HELD_OUT, MODELS, compare, table
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROWS = compare(DOCS / "memory_model.json")

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import optax
 import pytest
+from tiny import decoder
 
 import hybrid_jax as hj
 from hybrid_jax.config.model import num_params
 from hybrid_jax.plan.parameters import block_leaves, entries, gathered, outer_leaves, shard, stored
-from tests.tiny import decoder
 
 LAYOUTS = [
     {"stage": stage, "data": data, "model": model, "replica": 8 // (stage * data * model)}

@@ -6,13 +6,13 @@ import time
 
 import optax
 import pytest
+from tiny import decoder
 
 import hybrid_jax as hj
 from hybrid_jax.config.model import preset
 from hybrid_jax.errors import UserError
 from hybrid_jax.plan.hardware import Cluster
 from hybrid_jax.plan.search import Problem, layouts, search
-from tests.tiny import decoder
 
 
 def problem(model="llama2-7b", devices="v5p:4x4x4", batch=128, length=4096) -> Problem:
