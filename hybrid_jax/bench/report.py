@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
-from hybrid_jax.inspect.tables import format_bytes
+from hybrid_jax.tables import Tables, format_bytes, make_table
 
 ProgramName = Literal["plain JAX", "hybrid_jax"]
-
-_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class BenchRow:
 
 
 @dataclass(frozen=True)
-class BenchReport:
+class BenchReport(Tables):
     """Step times of several layouts and of plain JAX, measured in one run; `print` it.
 
     Attributes:
@@ -109,21 +104,13 @@ class BenchReport:
         return cls(**fields)
 
     def __rich__(self) -> Table:
-        table = Table(
-            title=self._heading(),
-            title_justify="left",
-            title_style="bold",
+        columns = (">step s", ">CPU s", ">tokens/s", ">compile s", ">memory", ">by plain")
+        table = make_table(
+            self._heading(),
+            *("program", *columns, ">by accumulating"),
             caption=f"Medians of {self.steps} interleaved steps; memory of one device; ratios of "
             "wall / CPU time by plain JAX, and by it accumulating over as many microbatches.",
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            header_style="dim",
         )
-        table.add_column("program", min_width=24)
-        for name in ("step s", "CPU s", "tokens/s", "compile s", "memory"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for name in ("by plain", "by accumulating"):
-            table.add_column(name, justify="right", no_wrap=True)
         previous = None
         for row in self.rows:
             if previous not in (None, row.program):
@@ -131,12 +118,6 @@ class BenchReport:
             previous = row.program
             table.add_row(*_cells(row))
         return table
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
     def _heading(self) -> str:
         model, (batch, length) = self.model, self.batch_shape

@@ -14,7 +14,7 @@ from hybrid_jax.build.run import Run
 from hybrid_jax.config.model import flops_per_token
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.errors import UserError
-from hybrid_jax.inspect.hardware import peak_flops
+from hybrid_jax.hardware.chips import peak_flops
 from hybrid_jax.metrics.files import JsonlWriter, TensorBoardWriter
 from hybrid_jax.metrics.log import Log, Writer
 from hybrid_jax.metrics.wandb import WandbWriter

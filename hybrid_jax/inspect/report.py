@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.text import Text
 
 from hybrid_jax.inspect import tables
 from hybrid_jax.inspect.ledger import Ledger, ledger
 from hybrid_jax.inspect.memory import MemoryReport, memory
 from hybrid_jax.inspect.parameters import ParameterRow, parameter_table
+from hybrid_jax.tables import Tables, format_bytes
 
 if TYPE_CHECKING:
     from hybrid_jax.config.strategy import Strategy
     from hybrid_jax.train.step import TrainStep
 
-_WIDTH = 130
-
 
 @dataclass(frozen=True)
-class Report:
+class Report(Tables):
     """What one train step costs on one layout; `print` it, or show it in a notebook.
 
     Attributes:
@@ -57,19 +55,6 @@ class Report:
             tables.heaviest_view(self.ledger),
         )
 
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
-
-    def _repr_html_(self) -> str:
-        console = Console(file=io.StringIO(), width=_WIDTH, record=True, force_jupyter=False)
-        console.print(self)
-        return console.export_html(
-            inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>'
-        )
-
     def to_json(self) -> str:
         """Returns everything in the report as JSON text; sizes in bytes per device and step."""
         return json.dumps(
@@ -100,7 +85,7 @@ class Report:
             f"{self.strategy.schedule}, {self.strategy.microbatches} microbatches, "
             f"bubble {self.bubble:.1%}",
             f"batch {batch} x {length}",
-            f"compiled program {tables.format_bytes(self.hlo_bytes)}",
+            f"compiled program {format_bytes(self.hlo_bytes)}",
         )
         return Text("  ·  ".join(facts), style="bold")
 

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterable
 
 from jax.sharding import PartitionSpec
-from rich import box
 from rich.table import Table
 
 from hybrid_jax.inspect.ledger import Ledger
 from hybrid_jax.inspect.memory import MemoryReport
 from hybrid_jax.inspect.parameters import ParameterRow
+from hybrid_jax.tables import format_bytes, make_table
 
 # Segments of a JAX name stack: how the program was traced says nothing, the passes do.
 _PLUMBING = re.compile(
@@ -24,7 +24,7 @@ _PASSES = {r"jvp\(.*\)": "forward", r"transpose\(.*\)": "backward", "rematted_.*
 def parameter_view(rows: Iterable[ParameterRow]) -> Table:
     """Path, shape, logical axes, spec and bytes on one device."""
     rows = tuple(rows)
-    table = _table("Parameters", "parameter", "shape", "logical axes", "spec", ">per device")
+    table = make_table("Parameters", "parameter", "shape", "logical axes", "spec", ">per device")
     for row in rows:
         table.add_row(
             row.path,
@@ -42,7 +42,7 @@ def parameter_view(rows: Iterable[ParameterRow]) -> Table:
 
 def memory_view(report: MemoryReport) -> Table:
     """What one device holds while the step runs."""
-    table = _table("Memory per device", "what", ">bytes")
+    table = make_table("Memory per device", "what", ">bytes")
     for name, num_bytes in (
         ("arguments: state and batch", report.argument),
         ("results", report.output),
@@ -58,7 +58,7 @@ def memory_view(report: MemoryReport) -> Table:
 def axis_view(ledger: Ledger) -> Table:
     """Totals per mesh axes and kind of collective."""
     columns = ("mesh axes", "collective", "dtype", ">per step", ">in loops", ">sent", ">share")
-    table = _table("Communication per device and step", *columns)
+    table = make_table("Communication per device and step", *columns)
     whole, previous = ledger.wire_bytes(), None
     for total in ledger.by_axis():
         if previous not in (None, total.axes):
@@ -88,7 +88,7 @@ def axis_view(ledger: Ledger) -> Table:
 def heaviest_view(ledger: Ledger, limit: int = 8) -> Table:
     """The instructions that send most, with the JAX operation they come from."""
     columns = ("mesh axes", "collective", ">per step", ">loops", ">payload", ">sent", "from")
-    table = _table("Heaviest collectives", *columns)
+    table = make_table("Heaviest collectives", *columns)
     alike = Counter(ledger.rows)
     heaviest = sorted(alike, key=lambda row: -row.wire_bytes * alike[row])
     for row in heaviest[:limit]:
@@ -103,36 +103,6 @@ def heaviest_view(ledger: Ledger, limit: int = 8) -> Table:
         )
     if len(heaviest) > limit:
         table.caption = f"and {len(heaviest) - limit} lighter ones"
-    return table
-
-
-def format_bytes(num_bytes: float) -> str:
-    """Bytes with a binary unit and three digits.
-
-    >>> format_bytes(1536), format_bytes(0)
-    ('1.5 KiB', '0 B')
-    """
-    size, unit = float(num_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1000:
-            break
-        size, unit = size / 1024, larger
-    return f"{size:.3g} {unit}"
-
-
-def _table(title: str, *columns: str) -> Table:
-    """A table with these headers; ">" marks a column of numbers."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        header_style="dim",
-    )
-    for column in columns:
-        justify = "right" if column[0] == ">" else "left"
-        table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
     return table
 
 

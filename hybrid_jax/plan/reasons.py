@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from hybrid_jax.plan.hardware import Cluster
+from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.plan.memory import Memory
 from hybrid_jax.plan.time import StepTime
 from hybrid_jax.plan.traffic import num_ticks

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 
 from hybrid_jax.config.checks import check_choice, check_int
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError, nearest
+from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.plan import tables
-from hybrid_jax.plan.hardware import Cluster
 from hybrid_jax.plan.memory import OPTIMIZER_BYTES
 from hybrid_jax.plan.search import Plan, Problem, search
+from hybrid_jax.tables import Tables
 
-_WIDTH = 130
 _FIXABLE = (
     "replica",
     "stage",
@@ -34,7 +33,7 @@ _FIXABLE = (
 
 
 @dataclass(frozen=True)
-class PlanReport:
+class PlanReport(Tables):
     """Ranked strategies for one model, cluster and batch; `print` it, or show it in a notebook.
 
     Attributes:
@@ -86,19 +85,6 @@ class PlanReport:
         else:
             parts.append(tables.note(self.miss))
         return Group(*parts)
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
-
-    def _repr_html_(self) -> str:
-        console = Console(file=io.StringIO(), width=_WIDTH, record=True, force_jupyter=False)
-        console.print(self)
-        return console.export_html(
-            inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>'
-        )
 
     def to_json(self) -> str:
         """Returns every plan as JSON text; bytes and seconds per device and step."""

@@ -9,8 +9,8 @@ from typing import Any
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
-from hybrid_jax.plan.hardware import Cluster
-from hybrid_jax.plan.links import Link
+from hybrid_jax.hardware.cluster import Cluster
+from hybrid_jax.hardware.links import Link
 from hybrid_jax.plan.memory import Memory, memory
 from hybrid_jax.plan.reasons import reason
 from hybrid_jax.plan.time import StepTime, step_time

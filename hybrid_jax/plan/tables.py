@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +12,7 @@ from hybrid_jax.config.model import num_params
 from hybrid_jax.config.strategy import MESH_AXES
 from hybrid_jax.plan.memory import Memory
 from hybrid_jax.plan.search import Plan, Problem
+from hybrid_jax.tables import format_duration, make_table
 
 GIB = 2**30
 
@@ -33,13 +33,13 @@ def heading(problem: Problem) -> Text:
 def ranking(problem: Problem, plans: Sequence[Plan]) -> Table:
     """One row for each plan, the best first."""
     columns = (">", "strategy", ">step", ">MFU", ">memory", ">sent", ">bubble", "why not")
-    table = _table("Strategies, by predicted step time", *columns)
+    table = make_table("Strategies, by predicted step time", *columns)
     for rank, plan in enumerate(plans, 1):
         time = plan.time
         table.add_row(
             str(rank) if time else "-",
             plan.strategy.describe(),
-            format_seconds(time.total) if time else "-",
+            format_duration(time.total) if time else "-",
             f"{time.mfu:.0%}" if time else "-",
             f"{plan.memory.total / GIB:.1f}",
             f"{sum(time.sent_bytes.values()) / GIB:.3g}" if time else "-",
@@ -58,7 +58,7 @@ def memory_parts(problem: Problem, plans: Sequence[Plan]) -> Table:
     """GiB of one device by part, a row for each plan."""
     names = [field.name for field in fields(Memory)]
     columns = (f">{name.replace('_', ' ')}" for name in names)
-    table = _table("Memory per device, GiB", ">", *columns, ">total")
+    table = make_table("Memory per device, GiB", ">", *columns, ">total")
     room = problem.cluster.chip.hbm_bytes
     for rank, plan in enumerate(plans, 1):
         parts = (f"{getattr(plan.memory, name) / GIB:.2f}" for name in names)
@@ -73,19 +73,19 @@ def time_parts(plans: Sequence[Plan]) -> Table:
     axes = [axis for axis in MESH_AXES if axis in used]
     columns = (">layers", ">head", ">sums", ">bubble", ">update")
     links = (f">over {axis}" for axis in axes)
-    table = _table("Time of a step, and what is sent over each axis", ">", *columns, *links)
+    table = make_table("Time of a step, and what is sent over each axis", ">", *columns, *links)
     for rank, plan in enumerate(plans, 1):
         time = plan.time
         assert time is not None
         seconds = (time.layers, time.head, time.accumulate, time.bubble, time.update)
         sent = [
-            f"{format_seconds(time.communication[axis])}, {time.sent_bytes[axis] / GIB:.3g} GiB "
+            f"{format_duration(time.communication[axis])}, {time.sent_bytes[axis] / GIB:.3g} GiB "
             f"{plan.links[axis].name}"
             if axis in time.communication
             else "-"
             for axis in axes
         ]
-        table.add_row(str(rank), *map(format_seconds, seconds), *sent)
+        table.add_row(str(rank), *map(format_duration, seconds), *sent)
     table.caption = (
         "counted in full but for tensor-parallel traffic on TPU, of which XLA is assumed to hide "
         "half behind matmuls; sums: adding up gradients of microbatches"
@@ -96,33 +96,3 @@ def time_parts(plans: Sequence[Plan]) -> Table:
 def note(text: str) -> Text:
     """A line below a table."""
     return Text(f"  {text}\n", style="dim")
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds with a fitting unit.
-
-    >>> format_seconds(1.234), format_seconds(0.0456), format_seconds(0)
-    ('1.23 s', '45.6 ms', '-')
-    """
-    if seconds == 0:
-        return "-"
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
-
-
-def _table(title: str, *columns: str) -> Table:
-    """A table with these headers; ">" marks a column of numbers."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        header_style="dim",
-    )
-    for column in columns:
-        justify = "right" if column[0] == ">" else "left"
-        table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
-    return table

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from hybrid_jax.config.model import DecoderConfig, flops_per_token
 from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.hardware.cluster import Cluster
+from hybrid_jax.hardware.links import Link
 from hybrid_jax.plan.activations import COMPUTE_BYTES, residual_bytes, widths
-from hybrid_jax.plan.hardware import Cluster
-from hybrid_jax.plan.links import Link
 from hybrid_jax.plan.parameters import block_leaves, gathered, num_up, outer_leaves, stored
 from hybrid_jax.plan.traffic import Transfer, num_ticks, transfers
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from hybrid_jax.config.model import DecoderConfig, preset
 from hybrid_jax.config.strategy import Strategy
-from hybrid_jax.plan.calibrate import calibrate
+from hybrid_jax.hardware.calibrate import calibrate
 from hybrid_jax.plan.time import step_time
 from hybrid_jax.runtime.cpu import force_cpu_devices
 

@@ -11,7 +11,7 @@ from tiny import decoder
 import hybrid_jax as hj
 from hybrid_jax.config.model import preset
 from hybrid_jax.errors import UserError
-from hybrid_jax.plan.hardware import Cluster
+from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.plan.search import Problem, layouts, search
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from hybrid_jax.config.model import flops_per_token, preset
 from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.pipeline.schedule import schedule
-from hybrid_jax.plan.hardware import Cluster
 from hybrid_jax.plan.time import step_time
 
 CONFIG = preset("llama2-7b")

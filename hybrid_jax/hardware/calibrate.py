@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from hybrid_jax.plan.chips import CHIPS, Chip
-from hybrid_jax.plan.hardware import Cluster
+from hybrid_jax.hardware.chips import CHIPS, Chip
+from hybrid_jax.hardware.cluster import Cluster
 
 _SIZE = 768  # of the matrices: large enough to be bound by arithmetic
 _LARGE = 2**22  # f32 entries: larger than a core's share of the cache

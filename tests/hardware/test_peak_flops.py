@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybrid_jax.inspect.hardware import peak_flops
+from hybrid_jax.hardware.chips import peak_flops
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,9 @@ import pytest
 import hybrid_jax as hj
 from hybrid_jax.config.strategy import MESH_AXES, Strategy
 from hybrid_jax.errors import UserError
-from hybrid_jax.inspect.hardware import peak_flops
-from hybrid_jax.plan.chips import CHIPS, chip_of_kind
-from hybrid_jax.plan.hardware import Cluster
-from hybrid_jax.plan.links import Link
+from hybrid_jax.hardware.chips import CHIPS, chip_of_kind, peak_flops
+from hybrid_jax.hardware.cluster import Cluster
+from hybrid_jax.hardware.links import Link
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,12 @@ def _tpu(name: str, tflops: float, hbm: tuple[float, float], ici: float, dcn: fl
 
 
 def _gpu(
-    name: str, tflops: tuple[float, float], hbm: tuple[float, float], nvlink: float, ib: float
+    name: str,
+    tflops: tuple[float, float],
+    hbm: tuple[float, float],
+    nvlink: float,
+    ib: float,
+    domain: int = 8,
 ):
     # CUDA's context and NCCL's buffers take some of the memory: 6 % is left to them.
     return Chip(
@@ -79,6 +84,7 @@ def _gpu(
         hbm[1] * GB,
         nvlink * GB,
         ib * GB,
+        domain=domain,
     )
 
 
@@ -95,6 +101,8 @@ CHIPS: dict[str, Chip] = {
         _tpu("v6e", 918, (31.25, 1638), 100, 12.5, torus_dims=2, domain=256, host=8, wrap=16),
         _gpu("a100", (312, 19.5), (80, 2039), 300, 25),
         _gpu("h100", (989, 67), (80, 3350), 450, 50),
+        _gpu("h100-nvl", (835, 60), (94, 3900), 300, 50, domain=2),
+        _gpu("h100-pcie", (756, 51), (80, 2000), 300, 50, domain=2),
         _gpu("h200", (989, 67), (141, 4800), 450, 50),
         _gpu("b200", (2250, 75), (180, 8000), 900, 50),
         # Virtual devices of one desktop core each; `calibrate` measures this machine's.
@@ -112,6 +120,8 @@ _KINDS = (
     ("TPU v5", "v5p"),
     ("TPU v6", "v6e"),
     ("A100", "a100"),
+    ("H100 NVL", "h100-nvl"),
+    ("H100 PCIe", "h100-pcie"),
     ("H100", "h100"),
     ("H200", "h200"),
     ("B200", "b200"),
@@ -126,3 +136,18 @@ def chip_of_kind(device_kind: str) -> str | None:
     ('v5e', 'h100')
     """
     return next((name for part, name in _KINDS if part in device_kind), None)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Returns the peak dense bf16 FLOP/s of one accelerator, or None where it is not known.
+
+    >>> peak_flops("NVIDIA H100 80GB HBM3")
+    989000000000000.0
+    >>> peak_flops("cpu") is None
+    True
+
+    Args:
+      device_kind: as in `jax.devices()[0].device_kind`.
+    """
+    name = chip_of_kind(device_kind)
+    return None if name in (None, "cpu") else CHIPS[name].flops_bf16

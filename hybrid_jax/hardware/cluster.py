@@ -13,8 +13,8 @@ import yaml
 
 from hybrid_jax.config.strategy import MESH_AXES, Strategy
 from hybrid_jax.errors import UserError, nearest
-from hybrid_jax.plan.chips import CHIPS, Chip, chip_of_kind
-from hybrid_jax.plan.links import Link, TorusDim, take_torus
+from hybrid_jax.hardware.chips import CHIPS, Chip, chip_of_kind
+from hybrid_jax.hardware.links import Link, TorusDim, take_torus
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What accelerators can do and how they are joined."""
