@@ -20,11 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="such as v5p:4x4x4, v5e:16x16x2 (two slices), h100:64, or a YAML file",
     )
     parser.add_argument("--top", type=int, default=5, help="plans to show")
+    parser.add_argument(
+        "--verify", type=int, metavar="K", help="compile the best K plans, for absent devices too"
+    )
     parser.add_argument("--json", metavar="FILE", help="write all plans here too")
 
 
 def plan(
-    config: RunConfig, devices: str | None = None, top: int = 5, json: str | None = None
+    config: RunConfig,
+    devices: str | None = None,
+    top: int = 5,
+    verify: int | None = None,
+    json: str | None = None,
 ) -> None:
     """Rank the strategies for a config's model and batch on devices that need not be there."""
     from hybrid_jax.plan.report import plan as make_plan
@@ -41,6 +48,7 @@ def plan(
         optimizer=config.optimizer.name,
         precision=config.strategy.precision,
         top=top,
+        verify=verify,
     )
     print(report)
     if json is not None:

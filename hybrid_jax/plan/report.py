@@ -16,6 +16,8 @@ from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.plan import tables
 from hybrid_jax.plan.memory import OPTIMIZER_BYTES
 from hybrid_jax.plan.search import Plan, Problem, search
+from hybrid_jax.plan.verified import Verified
+from hybrid_jax.plan.verify import TIMEOUT_SECONDS, rerank, verify
 from hybrid_jax.tables import Tables
 
 _FIXABLE = (
@@ -41,12 +43,14 @@ class PlanReport(Tables):
       plans: one for each layout, the fastest first, then those that do not fit.
       top: how many of them the tables show.
       remedy: where nothing fits, what would make it fit.
+      verified: what the compiler says of the best plans, where it was asked.
     """
 
     problem: Problem
     plans: tuple[Plan, ...]
     top: int = 8
     remedy: str = ""
+    verified: tuple[Verified, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -55,14 +59,43 @@ class PlanReport(Tables):
 
     @property
     def best(self) -> Strategy:
-        """The fastest strategy that fits.
+        """The fastest strategy that fits; after `verify`, that the compiler says fits.
 
         Raises:
           UserError: none does: the nearest miss, and what would make it fit.
         """
         if not self.fits:
             raise UserError(self.miss)
+        if self.verified and not any(found.fits for found in self.verified):
+            first = self.verified[0]
+            raise UserError(
+                f"none of the {len(self.verified)} plans that were compiled is confirmed: "
+                f"{first.strategy.describe()} {first.verdict}; verify more of them, or use more "
+                "devices."
+            )
         return self.plans[0].strategy
+
+    def verify(
+        self, top: int = 3, *, jobs: int = 1, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> PlanReport:
+        """Returns the report with the best plans compiled, and ranked by what came of it.
+
+        Compiles with the real compiler for devices that need not be here, each plan in a process
+        of its own. One that does not fit, or that the compiler fails on, loses its rank; where none
+        of the first is confirmed, the next ones are tried, up to a limit.
+
+        Args:
+          top: plans to compile.
+          jobs: compilations at a time; each may use several GB of this machine's memory.
+          timeout_seconds: of each.
+
+        Raises:
+          UserError: the compiler is not installed; the message says how to install it.
+        """
+        found = verify(self.problem, self.plans, top, jobs=jobs, timeout_seconds=timeout_seconds)
+        plans = rerank(self.problem, self.plans, found)
+        remedy = self.remedy or "use more devices, or some with more memory"
+        return replace(self, plans=plans, remedy=remedy, verified=found)
 
     @property
     def miss(self) -> str:
@@ -79,6 +112,8 @@ class PlanReport(Tables):
         left = len(self.plans) - len(shown)
         if left:
             parts.append(tables.note(f"and {left} layouts more; top={len(self.plans)} shows all"))
+        if self.verified:
+            parts.append(tables.beside_compiled(self.verified))
         parts.append(tables.memory_parts(self.problem, shown))
         if self.fits:
             parts.append(tables.time_parts([plan for plan in shown if plan.time]))
@@ -97,6 +132,7 @@ class PlanReport(Tables):
                 "memory_bytes": problem.cluster.chip.hbm_bytes,
                 "plans": [_plan_fields(plan) for plan in self.plans],
                 "remedy": self.remedy,
+                "verified": [found.to_fields() for found in self.verified],
             },
             indent=2,
         )
@@ -111,6 +147,7 @@ def plan(
     optimizer: str = "adamw",
     precision: str = "bf16",
     top: int = 8,
+    verify: int | None = None,
     **fixed: Any,
 ) -> PlanReport:
     """Ranks the strategies for a model, a cluster and a batch; touches no device.
@@ -128,6 +165,7 @@ def plan(
       optimizer: "adamw", "lion", "adafactor", "muon" or "sgd": decides what state a parameter has.
       precision: of the compute, "bf16", "fp16" or "f32".
       top: how many plans the tables show.
+      verify: how many plans to compile, to see what they need; None: none. See `PlanReport.verify`.
       fixed: fields of `Strategy` to keep at one value, such as `stage=4` or `remat="layer"`.
 
     Raises:
@@ -140,7 +178,8 @@ def plan(
     _check(problem, top, fixed)
     plans = search(problem, fixed)
     remedy = "" if plans[0].time is not None else _remedy(problem, fixed)
-    return PlanReport(problem, tuple(plans), top, remedy)
+    report = PlanReport(problem, tuple(plans), top, remedy)
+    return report if verify is None else report.verify(verify)
 
 
 def _config(model: Any) -> DecoderConfig:

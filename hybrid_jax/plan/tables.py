@@ -12,6 +12,7 @@ from hybrid_jax.config.model import num_params
 from hybrid_jax.config.strategy import MESH_AXES
 from hybrid_jax.plan.memory import Memory
 from hybrid_jax.plan.search import Plan, Problem
+from hybrid_jax.plan.verified import Verified
 from hybrid_jax.tables import format_duration, make_table
 
 GIB = 2**30
@@ -89,6 +90,39 @@ def time_parts(plans: Sequence[Plan]) -> Table:
     table.caption = (
         "counted in full but for tensor-parallel traffic on TPU, of which XLA is assumed to hide "
         "half behind matmuls; sums: adding up gradients of microbatches"
+    )
+    return table
+
+
+def beside_compiled(verified: Sequence[Verified]) -> Table:
+    """Memory and traffic as predicted and as the compiler has them, a row for each plan."""
+    axes = dict.fromkeys(axis for row in verified for axis in (*row.predicted_sent, *row.sent))
+    links = (f">over {axes}" for axes in axes)
+    columns = (">predicted", ">compiled", ">error", *links, ">seconds", "verdict")
+    table = make_table("Predicted beside compiled", "strategy", *columns)
+    for row in verified:
+        sent = (
+            " | ".join(
+                f"{values[axis] / GIB:.3g}" if axis in values else "-"
+                for values in (row.predicted_sent, row.sent)
+            )
+            for axis in axes
+        )
+        compiled = row.compiled
+        table.add_row(
+            row.strategy.describe(),
+            f"{row.predicted / GIB:.2f}",
+            f"{compiled.total / GIB:.2f}" if compiled.total else "-",
+            "-" if row.error is None else f"{row.error:+.1%}",
+            *sent,
+            f"{compiled.seconds:.0f}" if compiled.seconds else "-",
+            row.verdict,
+            style="" if row.fits else "dim",
+        )
+    kinds = {row.compiled.device_kind for row in verified if row.compiled.device_kind}
+    table.caption = (
+        f"GiB per device (and step); sent: predicted | in the compiled program"
+        f"{f' for {kinds.pop()}' if kinds else ''}; seconds: to compile"
     )
     return table
 
