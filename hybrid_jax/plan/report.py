@@ -54,8 +54,9 @@ class PlanReport(Tables):
 
     @property
     def fits(self) -> bool:
-        """Whether any plan does."""
-        return self.plans[0].time is not None
+        """Whether any plan does; after `verify`, whether the compiler says so of one."""
+        confirmed = any(found.fits for found in self.verified) or not self.verified
+        return self.plans[0].time is not None and confirmed
 
     @property
     def best(self) -> Strategy:
@@ -66,13 +67,6 @@ class PlanReport(Tables):
         """
         if not self.fits:
             raise UserError(self.miss)
-        if self.verified and not any(found.fits for found in self.verified):
-            first = self.verified[0]
-            raise UserError(
-                f"none of the {len(self.verified)} plans that were compiled is confirmed: "
-                f"{first.strategy.describe()} {first.verdict}; verify more of them, or use more "
-                "devices."
-            )
         return self.plans[0].strategy
 
     def verify(
@@ -94,16 +88,23 @@ class PlanReport(Tables):
         """
         found = verify(self.problem, self.plans, top, jobs=jobs, timeout_seconds=timeout_seconds)
         plans = rerank(self.problem, self.plans, found)
-        remedy = self.remedy or "use more devices, or some with more memory"
+        remedy = self.remedy or "verify more plans, or use more devices or larger ones"
         return replace(self, plans=plans, remedy=remedy, verified=found)
 
     @property
     def miss(self) -> str:
         """Where nothing fits, by how much and what would help, on one line."""
+        devices = self.problem.cluster.describe()
+        if self.verified:
+            first = self.verified[0]
+            return (
+                f"the compiler confirms none of the {len(self.verified)} best plans on {devices}: "
+                f"the first, {first.strategy.describe()}, {first.verdict}; {self.remedy}."
+            )
         nearest_miss = self.plans[0]
         return (
-            f"nothing fits on {self.problem.cluster.describe()}: the smallest, "
-            f"{nearest_miss.strategy.describe()}, {nearest_miss.reason}; {self.remedy}."
+            f"nothing fits on {devices}: the smallest, {nearest_miss.strategy.describe()}, "
+            f"{nearest_miss.reason}; {self.remedy}."
         )
 
     def __rich__(self) -> Group:

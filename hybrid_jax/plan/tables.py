@@ -96,18 +96,12 @@ def time_parts(plans: Sequence[Plan]) -> Table:
 
 def beside_compiled(verified: Sequence[Verified]) -> Table:
     """Memory and traffic as predicted and as the compiler has them, a row for each plan."""
-    axes = dict.fromkeys(axis for row in verified for axis in (*row.predicted_sent, *row.sent))
+    axes = _heavy_axes(verified)
     links = (f">over {axes}" for axes in axes)
     columns = (">predicted", ">compiled", ">error", *links, ">seconds", "verdict")
     table = make_table("Predicted beside compiled", "strategy", *columns)
     for row in verified:
-        sent = (
-            " | ".join(
-                f"{values[axis] / GIB:.3g}" if axis in values else "-"
-                for values in (row.predicted_sent, row.sent)
-            )
-            for axis in axes
-        )
+        sent = (_pair(row.predicted_sent.get(axis), row.sent.get(axis)) for axis in axes)
         compiled = row.compiled
         table.add_row(
             row.strategy.describe(),
@@ -119,12 +113,32 @@ def beside_compiled(verified: Sequence[Verified]) -> Table:
             row.verdict,
             style="" if row.fits else "dim",
         )
+    for column in table.columns[1:-1]:
+        column.no_wrap = True
     kinds = {row.compiled.device_kind for row in verified if row.compiled.device_kind}
+    compiled_for = f" for {kinds.pop()}" if kinds else ""
     table.caption = (
-        f"GiB per device (and step); sent: predicted | in the compiled program"
-        f"{f' for {kinds.pop()}' if kinds else ''}; seconds: to compile"
+        "GiB per device (and step); over an axis: sent as predicted | in the compiled program"
+        f"{compiled_for}; seconds: to compile"
     )
     return table
+
+
+def _heavy_axes(verified: Sequence[Verified]) -> list[str]:
+    """The mesh axes over which some plan sends 1 % of its bytes or more."""
+    heavy: dict[str, None] = {}
+    for row in verified:
+        for sent in (row.predicted_sent, row.sent):
+            whole = sum(sent.values())
+            heavy |= dict.fromkeys(axis for axis in sent if sent[axis] >= 0.01 * whole)
+    return list(heavy)
+
+
+def _pair(predicted: float | None, compiled: float | None) -> str:
+    if predicted is None and compiled is None:
+        return "-"
+    shown = ("-" if sent is None else f"{sent / GIB:.3g}" for sent in (predicted, compiled))
+    return " | ".join(shown)
 
 
 def note(text: str) -> Text:
