@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -59,13 +59,26 @@ def verify(
             found.append(_beside(problem, plan, compiled))
             return found[-1]
 
-        with ThreadPoolExecutor(jobs) as pool:
-            results = list(pool.map(compile_one, candidates[:top]))
-            for plan in candidates[top : top + FURTHER]:
-                if any(result.fits for result in results):
-                    break
-                results.append(compile_one(plan))
+        results = _each(compile_one, candidates[:top], jobs)
+        for plan in candidates[top : top + FURTHER]:
+            if any(result.fits for result in results):
+                break
+            results.append(compile_one(plan))
     return tuple(results)
+
+
+def _each(
+    compile_one: Callable[[Plan], Verified], plans: Sequence[Plan], jobs: int
+) -> list[Verified]:
+    if jobs == 1:  # in this thread, where Ctrl-C ends the child too
+        return [compile_one(plan) for plan in plans]
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(compile_one, plan) for plan in plans]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def rerank(

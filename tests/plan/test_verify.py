@@ -53,10 +53,10 @@ needs_cuda = pytest.mark.skipif(
 )
 
 
-def job(devices: str, model=MODEL.config, batch: int = 8, length: int = 8, **fields) -> Job:
+def job(devices: str, config=MODEL.config, batch: int = 8, length: int = 8, **fields) -> Job:
     cluster = Cluster.of(devices)
     return Job(
-        model=asdict(model),
+        model=asdict(config),
         strategy=asdict(Strategy(**fields)),
         chip=cluster.chip.name,
         shape=cluster.shape,
@@ -146,10 +146,10 @@ def kill_first_child() -> None:
 
 def test_none_is_confirmed():
     plain = hj.plan(MODEL, "cpu:8", **SIZES)
-    report = plain.verify(1, timeout_seconds=0.01)
-    assert len(report.verified) == 6  # the first, and five more
+    report = plain.verify(2, jobs=2, timeout_seconds=0.01)
+    assert len(report.verified) == 7  # the first two, and five more
     assert report.verified[0].verdict == "was not compiled within 0.01 s"
-    with pytest.raises(UserError, match=r"confirms none of the 6 best plans on cpu:8") as error:
+    with pytest.raises(UserError, match=r"confirms none of the 7 best plans on cpu:8") as error:
         report.best  # noqa: B018
     assert "\n" not in str(error.value)
 
@@ -222,15 +222,19 @@ def test_compiles_for_absent_gpus(devices):
     assert any(total["axes"] == ["data"] for total in compiled.collectives)
 
 
+PLUGINS = ["jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"]
+
+
 @pytest.mark.parametrize(
-    ("devices", "module", "message"),
+    ("devices", "modules", "message"),
     [
-        ("v5e:2x4", "libtpu", r"needs libtpu 0\.0.*absent: pip install 'hybrid-jax\[aot\]'"),
-        ("h200:8", "jax_plugins", r"pip install --no-deps jax-cuda13-plugin==\d.*aot-cuda"),
+        ("v5e:2x4", ["libtpu"], r"needs libtpu 0\.0.*absent: pip install 'hybrid-jax\[aot\]'"),
+        ("h200:8", PLUGINS, r"pip install --no-deps jax-cuda13-plugin==\d.*aot-cuda"),
     ],
 )
-def test_a_compiler_that_is_not_installed(monkeypatch, devices, module, message):
-    monkeypatch.setitem(sys.modules, module, None)  # as if it were not on the path
+def test_a_compiler_that_is_not_installed(monkeypatch, devices, modules, message):
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not on the path
     with pytest.raises(UserError, match=message) as error:
         hj.plan(MODEL, devices, **SIZES, verify=1)
     assert "\n" not in str(error.value)
