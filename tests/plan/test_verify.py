@@ -22,6 +22,7 @@ from hybrid_jax.config.optimizer import OptimizerConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.hardware.cluster import Cluster
+from hybrid_jax.plan import verify
 from hybrid_jax.plan.compile import Compiled, Job, needed_bytes
 from hybrid_jax.plan.compilers import check_compiler
 from hybrid_jax.plan.verify import compile_apart
@@ -144,14 +145,17 @@ def kill_first_child() -> None:
         time.sleep(0.02)
 
 
-def test_none_is_confirmed():
-    plain = hj.plan(MODEL, "cpu:8", **SIZES)
-    report = plain.verify(2, jobs=2, timeout_seconds=0.01)
-    assert len(report.verified) == 7  # the first two, and five more
+def test_none_is_confirmed(monkeypatch):
+    monkeypatch.setattr(verify, "FURTHER", 2)
+    report = hj.plan(MODEL, "cpu:8", **SIZES).verify(2, jobs=2, timeout_seconds=0.01)
+    assert len(report.verified) == 4  # the first two, and two more
     assert report.verified[0].verdict == "was not compiled within 0.01 s"
-    with pytest.raises(UserError, match=r"confirms none of the 7 best plans on cpu:8") as error:
+    assert report.plans[0].time is not None  # the fifth, which is not confirmed
+    assert not report.fits
+    with pytest.raises(UserError, match=r"confirms none of the 4 best plans on cpu:8") as error:
         report.best  # noqa: B018
     assert "\n" not in str(error.value)
+    assert "confirms none" in str(report)
 
 
 def test_a_strategy_that_does_not_divide_fails_in_one_line():
