@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(300)
 
 MODEL = decoder()
 SIZES = {"global_batch": 8, "seq_len": 8}
-KERNEL = decoder(embed_dim=256, num_heads=4, head_dim=128, mlp_dim=256, max_length=256).config
+KERNEL = decoder(embed_dim=256, num_heads=4, head_dim=128, mlp_dim=256, max_length=2048).config
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -218,11 +218,13 @@ def test_libtpu_knows_every_torus_that_we_do():
 @needs_cuda
 @pytest.mark.parametrize("devices", ["h200:8", "a100:16", "b200:8"])
 def test_compiles_for_absent_gpus(devices):
-    count = Cluster.of(devices).num_devices
-    compiled = compile_apart(job(devices, KERNEL, 32, 256, data=count // 2, model=2))
+    """With cuDNN's attention, as on the devices: without it one layer's scores are that large."""
+    data = Cluster.of(devices).num_devices // 2
+    compiled = compile_apart(job(devices, KERNEL, 8 * data, 2048, data=data, model=2))
     assert compiled.failure == ""
     assert compiled.device_kind.startswith("NVIDIA")
-    assert compiled.argument < compiled.total < Cluster.of(devices).chip.hbm_bytes
+    scores = 4 * 8 * (KERNEL.num_heads // 2) * 2048**2
+    assert compiled.argument < compiled.total < scores
     assert any(total["axes"] == ["data"] for total in compiled.collectives)
 
 
