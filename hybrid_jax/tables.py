@@ -45,7 +45,7 @@ def make_table(title: str, *columns: str, caption: str | None = None) -> Table:
         header_style="dim",
     )
     for column in columns:
-        justify = "right" if column[0] == ">" else "left"
+        justify = "right" if column.startswith(">") else "left"
         table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
     return table
 

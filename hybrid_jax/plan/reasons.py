@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.plan.memory import Memory
 from hybrid_jax.plan.time import StepTime
 from hybrid_jax.plan.traffic import num_ticks
@@ -14,12 +13,14 @@ if TYPE_CHECKING:
     from hybrid_jax.plan.search import Plan
 
 
-def reason(plan: Plan, best: Plan, cluster: Cluster) -> str:
+def reason(plan: Plan, best: Plan, room: float) -> str:
     """Returns why `plan` lost against `best`, in a few words; nothing for `best` itself.
 
     Of what takes longer than in the best, it names what adds most.
+
+    Args:
+      room: bytes that a step may use of one device.
     """
-    room = cluster.chip.hbm_bytes
     if plan.time is None:
         part, size = _largest(plan.memory)
         return (

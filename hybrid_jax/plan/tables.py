@@ -10,6 +10,7 @@ from rich.text import Text
 
 from hybrid_jax.config.model import num_params
 from hybrid_jax.config.strategy import MESH_AXES
+from hybrid_jax.plan.bounds import Bounds
 from hybrid_jax.plan.memory import Memory
 from hybrid_jax.plan.search import Plan, Problem
 from hybrid_jax.tables import format_duration, make_table
@@ -23,7 +24,7 @@ def heading(problem: Problem) -> Text:
     facts = (
         f"{num_params(problem.config) / 1e9:.3g} B parameters",
         f"{cluster.num_devices} x {chip.name} ({cluster.describe()}), "
-        f"{chip.hbm_bytes / GIB:.4g} GiB each",
+        f"{problem.room / GIB:.4g} GiB each",
         f"batch {problem.global_batch} x {problem.seq_len}",
         f"{problem.precision}, {problem.optimizer}",
     )
@@ -59,7 +60,7 @@ def memory_parts(problem: Problem, plans: Sequence[Plan]) -> Table:
     names = [field.name for field in fields(Memory)]
     columns = (f">{name.replace('_', ' ')}" for name in names)
     table = make_table("Memory per device, GiB", ">", *columns, ">total")
-    room = problem.cluster.chip.hbm_bytes
+    room = problem.room
     for rank, plan in enumerate(plans, 1):
         parts = (f"{getattr(plan.memory, name) / GIB:.2f}" for name in names)
         total = f"{plan.memory.total / GIB:.1f} of {room / GIB:.1f}"
@@ -90,6 +91,33 @@ def time_parts(plans: Sequence[Plan]) -> Table:
         "counted in full but for tensor-parallel traffic on TPU, of which XLA is assumed to hide "
         "half behind matmuls; sums: adding up gradients of microbatches"
     )
+    return table
+
+
+def beside_peers(plan: Plan, bounds: Bounds) -> Table:
+    """A pipeline, and what GPipe and circular ones of as many stages need at least."""
+    table = make_table(
+        f"Beside GPipe and circular pipelines of {bounds.stage} stages that fit",
+        *("", "strategy", ">step", ">sent, GiB", ">hardware PFLOP"),
+        caption="per device and step; idle ticks compute on masked input in all of them",
+    )
+    assert plan.time is not None
+    peers = {
+        "sends least": bounds.sent,
+        "computes least": bounds.flops,
+        "is fastest": bounds.fastest,
+    }
+    for name, strategy, time in (
+        ("this plan", plan.strategy, plan.time),
+        *((f"{peer.kind} that {does}", peer.strategy, peer.time) for does, peer in peers),
+    ):
+        table.add_row(
+            name,
+            strategy.describe(),
+            format_duration(time.total),
+            f"{sum(time.sent_bytes.values()) / GIB:.1f}",
+            f"{time.hardware_flops / 1e15:.3f}",
+        )
     return table
 
 
