@@ -109,7 +109,7 @@ def beside_peers(plan: Plan, bounds: Bounds) -> Table:
     }
     for name, strategy, time in (
         ("this plan", plan.strategy, plan.time),
-        *((f"{peer.kind} that {does}", peer.strategy, peer.time) for does, peer in peers),
+        *((f"{peer.kind} that {does}", peer.strategy, peer.time) for does, peer in peers.items()),
     ):
         table.add_row(
             name,
