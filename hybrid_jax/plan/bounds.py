@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.plan.memory import memory
@@ -24,7 +23,7 @@ class Peer:
       time: of a step, with what a device sends and computes in it.
     """
 
-    kind: Literal["gpipe", "circular"]
+    kind: str
     strategy: Strategy
     time: StepTime
 
