@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hybrid_jax.plan.memory import Memory
 from hybrid_jax.plan.time import StepTime
 from hybrid_jax.plan.traffic import num_ticks
+from hybrid_jax.tables import format_bytes
 
 if TYPE_CHECKING:
     from hybrid_jax.plan.search import Plan
@@ -52,7 +53,7 @@ def _explain(cause: str, plan: Plan, best: Plan) -> str:
     name = plan.links[cause].name
     if other:
         return f"sends {sent / other:.1f}x more over {cause} ({name})"
-    return f"sends {_gib(sent)} GiB over {cause} ({name})"
+    return f"sends {format_bytes(sent)} over {cause} ({name})"
 
 
 def _largest(needs: Memory) -> tuple[str, int]:

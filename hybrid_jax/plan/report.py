@@ -93,7 +93,12 @@ class PlanReport(Tables):
         return Group(*parts)
 
     def _pipelines(self, shown: tuple[Plan, ...]) -> list[tuple[Plan, Bounds | None]]:
-        """The best pipeline shown, with what others could do with as many stages."""
+        """The best pipeline shown, with what others could do with as many stages.
+
+        Not on CPUs, whose idle ticks are skipped.
+        """
+        if self.problem.cluster.chip.platform == "cpu":
+            return []
         pipelines = [plan for plan in shown if plan.time and plan.strategy.stage > 1]
         return [(plan, bounds(self.problem, plan.strategy.stage)) for plan in pipelines[:1]]
 
@@ -115,6 +120,7 @@ class PlanReport(Tables):
 
 def plan(
     model: Any,
+    /,
     devices: Any,
     global_batch: int,
     seq_len: int,

@@ -13,7 +13,7 @@ from hybrid_jax.config.strategy import MESH_AXES
 from hybrid_jax.plan.bounds import Bounds
 from hybrid_jax.plan.memory import Memory
 from hybrid_jax.plan.search import Plan, Problem
-from hybrid_jax.tables import format_duration, make_table
+from hybrid_jax.tables import byte_unit, format_bytes, format_duration, make_table
 
 GIB = 2**30
 
@@ -22,7 +22,7 @@ def heading(problem: Problem) -> Text:
     """Model, devices and batch, on one line."""
     chip, cluster = problem.cluster.chip, problem.cluster
     facts = (
-        f"{num_params(problem.config) / 1e9:.3g} B parameters",
+        f"{num_params(problem.config) / 1e6:,.4g} M parameters",
         f"{cluster.num_devices} x {chip.name} ({cluster.describe()}), "
         f"{problem.room / GIB:.4g} GiB each",
         f"batch {problem.global_batch} x {problem.seq_len}",
@@ -33,6 +33,7 @@ def heading(problem: Problem) -> Text:
 
 def ranking(problem: Problem, plans: Sequence[Plan]) -> Table:
     """One row for each plan, the best first."""
+    unit, size = byte_unit(max(plan.memory.total for plan in plans))
     columns = (">", "strategy", ">step", ">MFU", ">memory", ">sent", ">bubble", "why not")
     table = make_table("Strategies, by predicted step time", *columns)
     for rank, plan in enumerate(plans, 1):
@@ -42,14 +43,14 @@ def ranking(problem: Problem, plans: Sequence[Plan]) -> Table:
             plan.strategy.describe(),
             format_duration(time.total) if time else "-",
             f"{time.mfu:.0%}" if time else "-",
-            f"{plan.memory.total / GIB:.1f}",
-            f"{sum(time.sent_bytes.values()) / GIB:.3g}" if time else "-",
+            f"{plan.memory.total / size:.1f}",
+            f"{sum(time.sent_bytes.values()) / size:.3g}" if time else "-",
             f"{plan.bubble:.0%}" if plan.strategy.stage > 1 else "-",
             plan.reason,
             style="bold" if rank == 1 and time else "" if time else "dim",
         )
     table.caption = (
-        "memory and sent: GiB per device (and step); matmuls are assumed to reach "
+        f"memory and sent: {unit} per device (and step); matmuls are assumed to reach "
         f"{problem.cluster.chip.matmul_fraction:.0%} of the peak"
     )
     return table
@@ -59,11 +60,12 @@ def memory_parts(problem: Problem, plans: Sequence[Plan]) -> Table:
     """GiB of one device by part, a row for each plan."""
     names = [field.name for field in fields(Memory)]
     columns = (f">{name.replace('_', ' ')}" for name in names)
-    table = make_table("Memory per device, GiB", ">", *columns, ">total")
+    unit, size = byte_unit(max(plan.memory.total for plan in plans))
+    table = make_table(f"Memory per device, {unit}", ">", *columns, ">total")
     room = problem.room
     for rank, plan in enumerate(plans, 1):
-        parts = (f"{getattr(plan.memory, name) / GIB:.2f}" for name in names)
-        total = f"{plan.memory.total / GIB:.1f} of {room / GIB:.1f}"
+        parts = (f"{getattr(plan.memory, name) / size:.2f}" for name in names)
+        total = f"{plan.memory.total / size:.1f} of {room / size:,.1f}"
         table.add_row(str(rank) if plan.time else "-", *parts, total)
     return table
 
@@ -80,7 +82,7 @@ def time_parts(plans: Sequence[Plan]) -> Table:
         assert time is not None
         seconds = (time.layers, time.head, time.accumulate, time.bubble, time.update)
         sent = [
-            f"{format_duration(time.communication[axis])}, {time.sent_bytes[axis] / GIB:.3g} GiB "
+            f"{format_duration(time.communication[axis])}, {format_bytes(time.sent_bytes[axis])} "
             f"{plan.links[axis].name}"
             if axis in time.communication
             else "-"

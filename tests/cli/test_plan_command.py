@@ -26,7 +26,7 @@ def test_prints_plans_and_the_best_strategy(tmp_path, capsys):
 
 def test_mistakes(capsys):
     for options, message in (
-        ([], "plan needs --devices"),
+        ([], "nothing fits on cpu:8"),
         (["--devices", "v5q:8"], "Did you mean 'v5p'?"),
         (["--devices", "v5p:4x4x4", "--json", "no/such/folder/x.json"], "does not exist"),
         (["--devices", "v5e:2x2"], "nothing fits on v5e:2x2"),
