@@ -21,8 +21,9 @@ GIB = 2**30
 def heading(problem: Problem) -> Text:
     """Model, devices and batch, on one line."""
     chip, cluster = problem.cluster.chip, problem.cluster
+    count = num_params(problem.config)
     facts = (
-        f"{num_params(problem.config) / 1e6:,.4g} M parameters",
+        f"{count / 1e9:.3g} B parameters" if count > 1e9 else f"{count / 1e6:.3g} M parameters",
         f"{cluster.num_devices} x {chip.name} ({cluster.describe()}), "
         f"{problem.room / GIB:.4g} GiB each",
         f"batch {problem.global_batch} x {problem.seq_len}",
