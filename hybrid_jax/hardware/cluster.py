@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ class Cluster:
         Args:
           devices: "v5p:4x4x4" (a torus), "v5e:16x16x2" (one number more: slices), "h200:8",
             "h100:64" (8 in a host), the path of a YAML file or a mapping {"chip": name, "devices":
-            as before the colon, any field of `Chip`: value}, a `jax.sharding.Mesh`, or a Cluster.
+            as before the colon, any field of `Chip`: value}, a `jax.sharding.Mesh`,
+            `jax.devices()`, or a Cluster.
 
         Raises:
           UserError: an unknown chip, or a count or topology that there is not.
@@ -85,10 +86,12 @@ class Cluster:
                 return _from_file(Path(text))
             return _parse(text)
         if hasattr(devices, "devices") and hasattr(devices, "axis_names"):
-            return _from_mesh(devices)
+            return _from_devices(list(devices.devices.flat))
+        if isinstance(devices, Sequence) and devices and hasattr(devices[0], "device_kind"):
+            return _from_devices(list(devices))
         raise UserError(
             f"devices={devices!r} must be a name such as 'v5p:4x4x4' or 'h200:8', a YAML file, a "
-            "mapping or a mesh."
+            "mapping, a mesh or a list of devices."
         )
 
     def links(self, strategy: Strategy) -> dict[str, Link]:
@@ -226,14 +229,11 @@ def _number(name: str, value: Any) -> float:
     return int(number) if isinstance(value, int) else number
 
 
-def _from_mesh(mesh: Any) -> Cluster:
-    devices = list(mesh.devices.flat)
+def _from_devices(devices: list[Any]) -> Cluster:
     kind = devices[0].device_kind
     name = chip_of_kind(kind)
     if name is None:
-        raise UserError(
-            f"the mesh has devices of unknown kind {kind!r}: describe them in a YAML file."
-        )
+        raise UserError(f"devices of unknown kind {kind!r}: describe them in a YAML file.")
     chip = CHIPS[name]
     slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
     if not chip.torus_dims:

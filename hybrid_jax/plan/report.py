@@ -14,6 +14,7 @@ from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError, nearest
 from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.plan import tables
+from hybrid_jax.plan.bounds import Bounds, bounds
 from hybrid_jax.plan.memory import OPTIMIZER_BYTES
 from hybrid_jax.plan.search import Plan, Problem, search
 from hybrid_jax.plan.verified import Verified
@@ -118,9 +119,24 @@ class PlanReport(Tables):
         parts.append(tables.memory_parts(self.problem, shown))
         if self.fits:
             parts.append(tables.time_parts([plan for plan in shown if plan.time]))
+            parts += [
+                tables.beside_peers(plan, found)
+                for plan, found in self._pipelines(shown)
+                if found is not None
+            ]
         else:
             parts.append(tables.note(self.miss))
         return Group(*parts)
+
+    def _pipelines(self, shown: tuple[Plan, ...]) -> list[tuple[Plan, Bounds | None]]:
+        """The best pipeline shown, with what others could do with as many stages.
+
+        Not on CPUs, whose idle ticks are skipped.
+        """
+        if self.problem.cluster.chip.platform == "cpu":
+            return []
+        pipelines = [plan for plan in shown if plan.time and plan.strategy.stage > 1]
+        return [(plan, bounds(self.problem, plan.strategy.stage)) for plan in pipelines[:1]]
 
     def to_json(self) -> str:
         """Returns every plan as JSON text; bytes and seconds per device and step."""
@@ -130,7 +146,7 @@ class PlanReport(Tables):
                 "devices": problem.cluster.describe(),
                 "global_batch": problem.global_batch,
                 "seq_len": problem.seq_len,
-                "memory_bytes": problem.cluster.chip.hbm_bytes,
+                "memory_bytes": problem.room,
                 "plans": [_plan_fields(plan) for plan in self.plans],
                 "remedy": self.remedy,
                 "verified": [found.to_fields() for found in self.verified],
@@ -141,12 +157,14 @@ class PlanReport(Tables):
 
 def plan(
     model: Any,
+    /,
     devices: Any,
     global_batch: int,
     seq_len: int,
     *,
     optimizer: str = "adamw",
     precision: str = "bf16",
+    memory_gib: float | None = None,
     top: int = 8,
     verify: int | None = None,
     **fixed: Any,
@@ -165,6 +183,7 @@ def plan(
       seq_len: tokens of an example.
       optimizer: "adamw", "lion", "adafactor", "muon" or "sgd": decides what state a parameter has.
       precision: of the compute, "bf16", "fp16" or "f32".
+      memory_gib: that a step may use of a device; None: all of it.
       top: how many plans the tables show.
       verify: how many plans to compile, to see what they need; None: none. See `PlanReport.verify`.
       fixed: fields of `Strategy` to keep at one value, such as `stage=4` or `remat="layer"`.
@@ -174,7 +193,13 @@ def plan(
         nothing fits the memory is no error before `best` is asked for.
     """
     problem = Problem(
-        _config(model), Cluster.of(devices), global_batch, seq_len, optimizer, precision
+        _config(model),
+        Cluster.of(devices),
+        global_batch,
+        seq_len,
+        optimizer,
+        precision,
+        None if memory_gib is None else memory_gib * tables.GIB,
     )
     _check(problem, top, fixed)
     plans = search(problem, fixed)
@@ -197,6 +222,8 @@ def _check(problem: Problem, top: int, fixed: dict[str, Any]) -> None:
     check_int("global_batch", problem.global_batch, at_least=1)
     check_int("seq_len", problem.seq_len, at_least=1)
     check_int("top", top, at_least=1)
+    if problem.memory_bytes is not None and not problem.memory_bytes > 0:
+        raise UserError(f"memory_gib={problem.memory_bytes / tables.GIB:g} must be above 0.")
     check_choice("optimizer", problem.optimizer, OPTIMIZER_BYTES)
     if problem.seq_len > problem.config.max_length:
         raise UserError(

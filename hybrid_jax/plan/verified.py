@@ -7,8 +7,7 @@ from typing import Any
 
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.plan.compile import Compiled
-
-GIB = 2**30
+from hybrid_jax.tables import byte_unit
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,13 @@ class Verified:
 
     @property
     def verdict(self) -> str:
-        """ "fits", or why it lost its rank."""
+        """Either "fits" or why it lost its rank."""
         if self.fits:
             return "fits"
         if self.compiled.total:
-            needs = max(self.compiled.total, self.room)  # rounded, a refused one may seem to fit
-            return f"does not fit: needs {needs / GIB:.1f} of {self.room / GIB:.1f} GiB"
+            needs = max(self.compiled.total, self.room)  # a refusal may tell of a part alone
+            unit, size = byte_unit(needs)
+            return f"does not fit: needs {needs / size:.1f} of {self.room / size:.1f} {unit}"
         return self.compiled.failure
 
     def to_fields(self) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def rerank(
         for plan in plans
         if plan.time and plan.strategy in lost
     ]
-    ranked = [replace(plan, reason=reason(plan, fitting[0], problem.cluster)) for plan in fitting]
+    ranked = [replace(plan, reason=reason(plan, fitting[0], problem.room)) for plan in fitting]
     return (*ranked, *refused, *(plan for plan in plans if plan.time is None))
 
 
@@ -150,7 +150,7 @@ def _beside(problem: Problem, plan: Plan, compiled: Compiled) -> Verified:
     assert plan.time is not None
     return Verified(
         strategy=plan.strategy,
-        room=problem.cluster.chip.hbm_bytes,
+        room=problem.room,
         predicted=plan.memory.total,
         predicted_sent=dict(plan.time.sent_bytes),
         compiled=compiled,

@@ -156,8 +156,11 @@ def test_a_mistake_in_a_worker_process_is_one_line(folder):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_prints_one_line(tmp_path):
-    (tmp_path / "a.jsonl").write_text((json.dumps({"text": "word " * 2000}) + "\n") * 10_000)
-    command = ["data", "prepare", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "out")]
+    texts = [tmp_path / f"{index}.jsonl" for index in range(5)]  # seconds of work
+    texts[0].write_text((json.dumps({"text": "word " * 2000}) + "\n") * 10_000)
+    for text in texts[1:]:
+        text.hardlink_to(texts[0])
+    command = ["data", "prepare", *map(str, texts), "--output", str(tmp_path / "out")]
     process = subprocess.Popen(
         [sys.executable, "-m", "hybrid_jax", *command, "--workers", "2"],
         stdout=subprocess.PIPE,

@@ -46,7 +46,7 @@ def test_verifies_in_a_child_process(tmp_path, capsys):
 
 def test_mistakes(capsys):
     for options, message in (
-        ([], "plan needs --devices"),
+        ([], "nothing fits on cpu:8"),
         (["--devices", "v5q:8"], "Did you mean 'v5p'?"),
         (["--devices", "v5p:4x4x4", "--json", "no/such/folder/x.json"], "does not exist"),
         (["--devices", "v5e:2x2"], "nothing fits on v5e:2x2"),

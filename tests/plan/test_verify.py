@@ -283,7 +283,7 @@ def test_a_compiler_of_another_version(monkeypatch, tmp_path, devices, package, 
     ],
 )
 def test_mistakes(changes, message):
-    given = {"model": MODEL, "devices": "cpu:4", **SIZES, "verify": 1}
+    given = {"devices": "cpu:4", **SIZES, "verify": 1}
     with pytest.raises(UserError, match=message) as error:
-        hj.plan(**{**given, **changes})
+        hj.plan(MODEL, **{**given, **changes})
     assert "\n" not in str(error.value)
