@@ -70,29 +70,34 @@ def _layers(config, strategy: Strategy, global_batch: int, seq_len: int) -> list
     column-parallel kernel's input. Recomputation: "layer" has the attention branch's again (nothing
     reads that of the MLP), "stage" both. With sequence parallelism each is a reduce-scatter and a
     gather, half an all-reduce, and the two normed inputs are gathered again, for the gradients of
-    the kernels.
+    the kernels; under "layer" XLA:TPU has the MLP's at hand, but gathers that of attention three
+    times, for q, k and v, and once more for the recomputation's MLP.
     """
-    x = _microbatch(config, strategy, global_batch, seq_len).whole
+    x = _microbatch(config, strategy, global_batch, seq_len)
     again = {"none": 0.0, "dots": 0.0, "layer": 1.0, "stage": 2.0}[strategy.remat]
     if splits_sequence(strategy):
-        again += 0.5 if strategy.remat == "layer" else 1.0
-    slots = num_ticks(strategy) * config.num_layers // (strategy.stage * strategy.chunks)
+        again += 2.0 if strategy.remat == "layer" else 1.0
+    ticks, heads = num_ticks(strategy), strategy.microbatches
+    slots = ticks * config.num_layers // (strategy.stage * strategy.chunks)
     count = slots * (4 + again)
     # The embedding's rows lie on different devices; so do the columns of the logits, of which each
-    # stage has its share of the tokens.
-    ends = num_ticks(strategy) * x + strategy.microbatches * x / strategy.stage
+    # stage has its share of the tokens: dx, and three f32 numbers a token for the softmax.
+    softmax = 3 * 4 * x.whole // (COMPUTE_BYTES[strategy.precision] * config.embed_dim)
+    ends = ticks * x.whole + heads * (x.whole + softmax) / strategy.stage
     return [
-        Transfer("model", "layers", "reduce", count * x, round(count)),
-        Transfer("model", "embedding and head", "reduce", ends, 2 * strategy.microbatches),
+        Transfer("model", "layers", "reduce", count * x.whole, round(count)),
+        Transfer("model", "embedding and head", "reduce", ends, ticks + 3 * heads),
     ]
 
 
 def _stages(config, strategy: Strategy, global_batch: int, seq_len: int) -> list[Transfer]:
     """Each tick hands x on and dx back; the head's tokens go to all stages, and back."""
     width = _microbatch(config, strategy, global_batch, seq_len)
-    ticks, heads = 2 * num_ticks(strategy), 2 * strategy.microbatches
+    sends, heads = 2 * num_ticks(strategy), 2 * strategy.microbatches
+    if strategy.schedule == "1f1b" and strategy.stage == 2:
+        sends -= 1  # the last tick stands by itself, and nobody needs its dx
     return [
-        Transfer("stage", "activations", "permute", ticks * width.stream, ticks),
+        Transfer("stage", "activations", "permute", sends * width.stream, sends),
         Transfer("stage", "head", "gather", heads * width.whole, heads),
     ]
 

@@ -110,6 +110,8 @@ def make_loss_and_gradients(
         if ordered and trains:
             outside = totals._replace(block_grads=())
             totals = after(outside, totals.block_grads)._replace(block_grads=totals.block_grads)
+        # With one microbatch the sums are conversions, which XLA:TPU moves behind the reductions.
+        totals = jax.tree.map(lax.optimization_barrier, totals)
         loss_sum, weight = zero.psum((totals.loss_sum, totals.weight_sum), MANUAL_AXES, mesh)
         per_weight = jnp.where(weight > 0, 1 / weight, 0)
         metrics = {"loss": loss_sum * per_weight, "weight": weight}

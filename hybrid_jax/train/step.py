@@ -306,3 +306,13 @@ def _check(model: StagedModel, strategy: Strategy, mesh: Mesh) -> None:
             f"chunks={strategy.chunks} equal groups: use a multiple of {parts} layers, or fewer "
             "stages or chunks."
         )
+    # A check in XLA:TPU's partitioner (`IsManualSubgroup`, libtpu 0.0.42) ends the process where a
+    # tick recomputes a whole chunk beside another forward, and attention is a kernel on `model`.
+    pipelined = strategy.stage > 1 and strategy.schedule != "gpipe" and strategy.model > 1
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    if on_tpu and pipelined and strategy.remat == "stage":
+        raise UserError(
+            f"remat='stage' with stage={strategy.stage}, model={strategy.model} and "
+            f"schedule={strategy.schedule!r} makes XLA:TPU abort: use remat='layer', or "
+            "schedule='gpipe'."
+        )

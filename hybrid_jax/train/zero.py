@@ -45,12 +45,19 @@ def reduce_scatter(grads: PyTree, placements: PyTree, *, first_dim: int = 0) -> 
     """Sums gradients over their ZeRO axes, keeping this device's shard; f32 on the wire."""
 
     def reduce_leaf(grad, placement):
-        total = grad.astype(jnp.float32)
+        if not placement.zero_axes:
+            return grad
+        dim = placement.zero_dim - first_dim
+        before, after = grad.shape[: dim + 1], grad.shape[dim + 1 :]
+        # XLA:TPU scatters only the last two dims of an array: of any other it makes an all-reduce.
+        total = grad.reshape(*before, -1) if len(after) > 1 else grad
+        total = total.astype(jnp.float32)
+        if total.ndim == 1:
+            # Vectors it reduces whole, and would convert behind the reduction, sending bf16.
+            total = lax.optimization_barrier(total)
         for axis in placement.zero_axes:
-            total = lax.psum_scatter(
-                total, axis, scatter_dimension=placement.zero_dim - first_dim, tiled=True
-            )
-        return total.astype(grad.dtype)
+            total = lax.psum_scatter(total, axis, scatter_dimension=dim, tiled=True)
+        return total.reshape(*total.shape[: dim + 1], *after).astype(grad.dtype)
 
     return _on_model_shards(reduce_leaf, grads, placements, first_dim)
 

@@ -85,6 +85,38 @@ ENTRY %main (x: bf16[4096,1024]) -> bf16[4096,1024] {
 }
 """
 
+# A Pallas kernel: its metadata breaks the line, and a line of it starts with a brace.
+TPU_KERNEL = """
+HloModule jit_step, num_partitions=4
+
+%body (carry: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %carry = (s32[], bf16[8,16]{1,0}) parameter(0)
+  %index = s32[] get-tuple-element(%carry), index=0
+  %x = bf16[8,16]{1,0} get-tuple-element(%carry), index=1
+  %splash = bf16[8,16]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[8,16]{1,0}}, frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512, \\"q_layout\\": 1}"
+}}, metadata={op_name="jit(step)/while/body/splash"}
+  %sum = bf16[8,16]{1,0} all-reduce(%splash), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_1'}, use_global_device_ids=true, to_apply=%add, metadata={op_name="jit(step)/while/body/dot_general"}
+  %one = s32[] constant(1)
+  %next = s32[] add(%index, %one)
+  ROOT %tuple = (s32[], bf16[8,16]{1,0}) tuple(%next, %sum)
+}
+
+%condition (carry.1: (s32[], bf16[8,16])) -> pred[] {
+  %carry.1 = (s32[], bf16[8,16]{1,0}) parameter(0)
+  %index.1 = s32[] get-tuple-element(%carry.1), index=0
+  %bound = s32[] constant(32)
+  ROOT %less = pred[] compare(%index.1, %bound), direction=LT
+}
+
+ENTRY %main (x.1: bf16[8,16]) -> (s32[], bf16[8,16]) {
+  %x.1 = bf16[8,16]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], bf16[8,16]{1,0}) tuple(%zero, %x.1)
+  ROOT %loop = (s32[], bf16[8,16]{1,0}) while(%start), condition=%condition, body=%body
+}
+"""
+
 TUPLE_FORMS = """
 HloModule m, num_partitions=4
 
@@ -118,6 +150,14 @@ def test_asynchronous_pairs_count_once():
         ("reduce-scatter", ("model",), PAYLOAD),
         ("all-gather", ("data",), PAYLOAD),
     ]
+
+
+def test_a_kernel_of_several_lines_does_not_end_its_computation():
+    (row,) = ledger(TPU_KERNEL, MESH).rows
+    assert (row.kind, row.axes, row.bytes, row.trips) == ("all-reduce", ("model",), 256, (32,))
+    body = parse(TPU_KERNEL).computations["body"]
+    assert body.instructions["splash"].op_name == "jit(step)/while/body/splash"
+    assert body.root == "tuple"
 
 
 def test_payload_of_several_arrays():
