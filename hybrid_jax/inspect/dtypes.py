@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from hybrid_jax.inspect.sources import Source, source
 
 # Reductions are not among them: gradients and statistics are summed in f32 by design.
-_NARROW = ("dot_general", "ragged_dot", "conv_general_dilated", "all_gather", "all_to_all", "ppermute")
+_NARROW = (
+    "dot_general",
+    "ragged_dot",
+    "conv_general_dilated",
+    "all_gather",
+    "all_to_all",
+    "ppermute",
+)
 
 Jaxpr = Any
 

@@ -173,7 +173,12 @@ def _width(train: TrainStep) -> int:
     """The width of the residual stream: the largest dim that is called "embed"."""
     axes = jax.tree.leaves(train.model.axes(), is_leaf=lambda node: isinstance(node, tuple))
     shapes = zip(jax.tree.leaves(train.shapes), axes, strict=True)
-    dims = [size for leaf, names in shapes for size, name in zip(leaf.shape, names, strict=True) if name == "embed"]
+    dims = [
+        size
+        for leaf, names in shapes
+        for size, name in zip(leaf.shape, names, strict=True)
+        if name == "embed"
+    ]
     return max(dims, default=1)
 
 
@@ -186,8 +191,9 @@ def _what(rows: list[Collective]) -> str:
         sent[str(source(row.op_name))] += int(row.wire_bytes)
     origins = [origin for origin, _ in sent.most_common(2)]
     more = f" and {len(sent) - 2} more places" if len(sent) > 2 else ""
+    count = sum(row.count for row in rows)
     return (
-        f"{' and '.join(kinds)} over {' and '.join(axes)}, {sum(row.count for row in rows)} a step, "
+        f"{' and '.join(kinds)} over {' and '.join(axes)}, {count:,} a step, "
         f"{format_bytes(_sent(rows))} sent ({'; '.join(origins)}{more})"
     )
 

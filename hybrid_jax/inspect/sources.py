@@ -42,7 +42,7 @@ class Source:
 def source(op_name: str) -> Source:
     """Reads a name stack, as HLO metadata and jaxprs have it.
 
-    >>> print(source("jit(step)/shard_map/shard_map/gradient/blocks/mlp/down/kernel/reduce_scatter"))
+    >>> print(source("jit(step)/shard_map/gradient/blocks/mlp/down/kernel/reduce_scatter"))
     blocks/mlp/down/kernel, gradient
     >>> print(source("jit(step)/shard_map/while/body/transpose(jvp())/blocks/mlp/dot_general"))
     blocks/mlp, backward: dot_general
