@@ -45,7 +45,7 @@ def make_table(title: str, *columns: str, caption: str | None = None) -> Table:
         header_style="dim",
     )
     for column in columns:
-        justify = "right" if column[0] == ">" else "left"
+        justify = "right" if column.startswith(">") else "left"
         table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
     return table
 
@@ -76,6 +76,18 @@ def format_flops(flops: float) -> str:
             break
         amount, unit = amount / 1000, larger
     return f"{amount:.3g} {unit}FLOP"
+
+
+def byte_unit(largest: float) -> tuple[str, int]:
+    """The unit in which a column with this largest entry reads well, and its bytes.
+
+    >>> byte_unit(3 * 2**30), byte_unit(5000)
+    (('GiB', 1073741824), ('KiB', 1024))
+    """
+    for power, name in ((3, "GiB"), (2, "MiB")):
+        if largest >= 0.1 * 2 ** (10 * power):
+            return name, 2 ** (10 * power)
+    return "KiB", 2**10
 
 
 def format_duration(seconds: float) -> str:

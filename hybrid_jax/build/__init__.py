@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run: the one room that wires them together."""
 
 from hybrid_jax.build.checkpoints import build_checkpointer, start
+from hybrid_jax.build.devices import lay_out, plan_draft
 from hybrid_jax.build.hooks import build_hooks, build_watchdog
 from hybrid_jax.build.log import build_log
 from hybrid_jax.build.run import Run, build, build_data, build_train_step, examine_layout
@@ -15,5 +16,7 @@ __all__ = [
     "build_train_step",
     "build_watchdog",
     "examine_layout",
+    "lay_out",
+    "plan_draft",
     "start",
 ]

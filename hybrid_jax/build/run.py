@@ -6,16 +6,14 @@ from dataclasses import dataclass
 
 import jax
 
+from hybrid_jax.build.devices import start_devices
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.data.batches import Batches, EvaluationBatches
 from hybrid_jax.data.open import check_sources, open_source
 from hybrid_jax.data.prefetch import Prefetch
 from hybrid_jax.data.source import TokenSource
 from hybrid_jax.data.unigram import unigram_loss
-from hybrid_jax.errors import UserError
 from hybrid_jax.models.decoder import Decoder
-from hybrid_jax.runtime.cpu import force_cpu_devices
-from hybrid_jax.runtime.distributed import initialize_from_environment
 from hybrid_jax.sharding.doctor import Finding, examine
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.sharding.rules import resolve_rules
@@ -105,7 +103,7 @@ def _first_rows(source: TokenSource, num_rows: float, seq_len: int) -> TokenSour
 
 def build_train_step(config: RunConfig) -> TrainStep:
     """Returns the train step alone, without data; starts virtual CPU devices where asked to."""
-    _start_devices(config)
+    start_devices(config.cpu_devices)
     model = Decoder(config.model)
     return make_train_step(
         model,
@@ -120,20 +118,8 @@ def build_train_step(config: RunConfig) -> TrainStep:
 
 def examine_layout(config: RunConfig) -> tuple[Finding, ...]:
     """Returns all that the sharding doctor finds; `build_train_step` raises its first error."""
-    _start_devices(config)
+    start_devices(config.cpu_devices)
     model, strategy = Decoder(config.model), config.strategy
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rules, mesh = resolve_rules(strategy.rules), make_mesh(strategy)
     return examine(shapes, model.axes(), rules, mesh, zero=strategy.zero)[1]
-
-
-def _start_devices(config: RunConfig) -> None:
-    num_processes = initialize_from_environment()
-    if config.cpu_devices is None:
-        return
-    if config.cpu_devices % num_processes:
-        raise UserError(
-            f"cpu_devices={config.cpu_devices} cannot be shared by {num_processes} processes: "
-            "start a number of processes that divides it."
-        )
-    force_cpu_devices(config.cpu_devices // num_processes)

@@ -6,10 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from hybrid_jax.cli import bench, data, inspect, plan, train
 from hybrid_jax.errors import RunError, UserError, nearest
+
+if TYPE_CHECKING:
+    from hybrid_jax.config.draft import Draft
+    from hybrid_jax.config.run import RunConfig
 
 # Commands import JAX, and what uses it, when they run: help and mistakes come at once.
 CONFIG_COMMANDS: dict[str, Callable[..., None]] = {
@@ -33,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "data":
             data.COMMANDS[options.pop("data_command")](**options)
         else:
-            from hybrid_jax.config.load import load_config
+            from hybrid_jax.config.load import load_draft
 
-            config = load_config(options.pop("config"), options.pop("overrides"))
-            CONFIG_COMMANDS[command](config, **options)
+            draft = load_draft(options.pop("config"), options.pop("overrides"))
+            CONFIG_COMMANDS[command](draft if command == "plan" else _laid_out(draft), **options)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read it, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,6 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _laid_out(draft: Draft) -> RunConfig:
+    if not draft.auto:
+        return draft.laid_out()  # a mistake in it is told before JAX is imported
+    from hybrid_jax.build import lay_out
+
+    config = lay_out(draft)
+    print(f"strategy: {config.strategy.describe()}")
+    return config
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hybrid_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from hybrid_jax.config.run import RunConfig
+    from hybrid_jax.config.draft import Draft
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,31 +17,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--devices",
         metavar="NAME",
-        help="such as v5p:4x4x4, v5e:16x16x2 (two slices), h100:64, or a YAML file",
+        help="such as v5p:4x4x4, v5e:16x16x2 (two slices), h100:64, or a YAML file; by default the "
+        "devices at hand",
+    )
+    parser.add_argument(
+        "--memory-gib", metavar="GIB", type=float, help="that a step may use of a device"
     )
     parser.add_argument("--top", type=int, default=5, help="plans to show")
+    parser.add_argument(
+        "--verify", type=int, metavar="K", help="compile the best K plans, for absent devices too"
+    )
     parser.add_argument("--json", metavar="FILE", help="write all plans here too")
 
 
 def plan(
-    config: RunConfig, devices: str | None = None, top: int = 5, json: str | None = None
+    draft: Draft,
+    devices: str | None = None,
+    memory_gib: float | None = None,
+    top: int = 5,
+    verify: int | None = None,
+    json: str | None = None,
 ) -> None:
     """Rank the strategies for a config's model and batch on devices that need not be there."""
-    from hybrid_jax.plan.report import plan as make_plan
+    from hybrid_jax.build import plan_draft
 
-    if devices is None:
-        raise UserError("plan needs --devices, such as --devices v5p:4x4x4 or --devices h200:8.")
     if json is not None and not Path(json).parent.is_dir():
         raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it.")
-    report = make_plan(
-        config.model,
-        devices,
-        config.data.global_batch,
-        config.data.seq_len,
-        optimizer=config.optimizer.name,
-        precision=config.strategy.precision,
-        top=top,
-    )
+    report = plan_draft(draft, devices, memory_gib, top)
+    if verify is not None:
+        report = report.verify(verify)
     print(report)
     if json is not None:
         Path(json).write_text(report.to_json() + "\n")

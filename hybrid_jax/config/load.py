@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from hybrid_jax.config.checkpoint import CheckpointConfig
 from hybrid_jax.config.data import DataConfig, WeightedSource, parse_sources
+from hybrid_jax.config.draft import Draft
 from hybrid_jax.config.model import DecoderConfig, Style, preset
 from hybrid_jax.config.optimizer import OptimizerConfig
 from hybrid_jax.config.run import RunConfig
@@ -19,6 +20,7 @@ from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.config.train import TrainConfig
 from hybrid_jax.errors import UserError, nearest
 
+_AUTO = "auto"
 _SECTIONS = {
     "strategy": Strategy,
     "optimizer": OptimizerConfig,
@@ -31,21 +33,37 @@ _SECTIONS = {
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Returns the run that a YAML file describes, with single fields replaced.
 
-    The section `model` takes `preset` ("nano" by default), `style` and any field of
-    `DecoderConfig`; `strategy`, `optimizer`, `data`, `train`, `checkpoint` and the top level take
-    the fields of `Strategy`, `OptimizerConfig`, `DataConfig`, `TrainConfig`, `CheckpointConfig` and
-    `RunConfig`. What is absent has its default.
+    The file must say the strategy; `load_draft` reads those that leave it to the planner too.
 
     >>> load_config("configs/quickstart.yaml", ["optimizer.learning_rate=3e-4"]).strategy.stage
     2
 
+    Raises:
+      UserError: as `load_draft`, and fields that do not fit each other.
+    """
+    return load_draft(path, overrides).laid_out()
+
+
+def load_draft(path: str | Path, overrides: Iterable[str] = ()) -> Draft:
+    """Returns the run that a YAML file describes, but for its layout if it says `strategy: auto`.
+
+    The section `model` takes `preset` ("nano" by default), `style` and any field of
+    `DecoderConfig`; `strategy`, `optimizer`, `data`, `train`, `checkpoint` and the top level take
+    the fields of `Strategy`, `OptimizerConfig`, `DataConfig`, `TrainConfig`, `CheckpointConfig` and
+    `RunConfig`. What is absent has its default. `strategy: auto` leaves the strategy to the
+    planner, all but the fields that are set beside it (`strategy: {auto: true, zero: 3}`).
+
+    >>> load_draft("configs/quickstart.yaml", ["strategy=auto", "strategy.stage=4"]).given
+    {'precision': 'f32', 'stage': 4}
+
     Args:
       path: of the YAML file.
-      overrides: "section.field=value"; later ones win, all win over the file.
+      overrides: "section.field=value"; later ones win, all win over the file. "strategy=auto"
+        drops what was said of the strategy before, but for the precision.
 
     Raises:
-      UserError: no such file, no YAML, an unknown field, a value of the wrong type, or fields that
-        do not fit each other; one line that names the value, the constraint and the remedy.
+      UserError: no such file, no YAML, an unknown field, or a value of the wrong type; one line
+        that names the value, the constraint and the remedy.
     """
     values = _flatten(_read(Path(path)))
     for override in overrides:
@@ -54,6 +72,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
             raise UserError(
                 f"{override!r} is no override: write section.field=value, such as train.steps=100."
             )
+        if name == "strategy" and text == _AUTO:
+            values = _without_layout(values)
+            name, text = "strategy.auto", "true"
         values[name] = text
     return _build(_checked(values))
 
@@ -87,6 +108,8 @@ def _flatten(content: Mapping[Any, Any]) -> dict[str, Any]:
     for name, section in content.items():
         if name not in (*_SECTIONS, "model"):
             values[str(name)] = section
+        elif name == "strategy" and section == _AUTO:
+            values["strategy.auto"] = True
         elif isinstance(section, dict):
             values |= {f"{name}.{field}": value for field, value in section.items()}
         elif section is not None:
@@ -95,6 +118,14 @@ def _flatten(content: Mapping[Any, Any]) -> dict[str, Any]:
                 f"{_example(name)}."
             )
     return values
+
+
+def _without_layout(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in values.items()
+        if not name.startswith("strategy.") or name == "strategy.precision"
+    }
 
 
 def field_types() -> dict[str, Any]:
@@ -106,6 +137,7 @@ def field_types() -> dict[str, Any]:
     types: dict[str, Any] = {"model.preset": str, "model.style": Style | None}
     for section, cls in {"model": DecoderConfig, **_SECTIONS}.items():
         types |= {f"{section}.{name}": hint for name, hint in get_type_hints(cls).items()}
+    types["strategy.auto"] = bool
     types["cpu_devices"] = get_type_hints(RunConfig)["cpu_devices"]
     return types
 
@@ -182,7 +214,7 @@ def _describe(hint: Any) -> str:
     return " or ".join(_describe(choice) for choice in get_args(hint))
 
 
-def _build(values: Mapping[str, Any]) -> RunConfig:
+def _build(values: Mapping[str, Any]) -> Draft:
     def section(name: str) -> dict[str, Any]:
         prefix = f"{name}."
         return {
@@ -191,9 +223,12 @@ def _build(values: Mapping[str, Any]) -> RunConfig:
             if field.startswith(prefix)
         }
 
-    model = section("model")
-    return RunConfig(
+    model, strategy = section("model"), section("strategy")
+    others = {name: cls for name, cls in _SECTIONS.items() if name != "strategy"}
+    return Draft(
         model=preset(model.pop("preset", "nano"), **model),
-        **{name: cls(**section(name)) for name, cls in _SECTIONS.items()},
+        **{name: cls(**section(name)) for name, cls in others.items()},
         cpu_devices=values.get("cpu_devices"),
+        auto=strategy.pop("auto", False),
+        given=strategy,
     )

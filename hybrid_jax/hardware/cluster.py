@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import yaml
 
 from hybrid_jax.config.strategy import MESH_AXES, Strategy
 from hybrid_jax.errors import UserError, nearest
-from hybrid_jax.hardware.chips import CHIPS, Chip, chip_of_kind
+from hybrid_jax.hardware.chips import CHIPS, Chip, chip_of_kind, with_jax_memory
 from hybrid_jax.hardware.links import Link, TorusDim, take_torus
+from hybrid_jax.hardware.topologies import check_torus, torus_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Cluster:
         Args:
           devices: "v5p:4x4x4" (a torus), "v5e:16x16x2" (one number more: slices), "h200:8",
             "h100:64" (8 in a host), the path of a YAML file or a mapping {"chip": name, "devices":
-            as before the colon, any field of `Chip`: value}, a `jax.sharding.Mesh`, or a Cluster.
+            as before the colon, any field of `Chip`: value}, a `jax.sharding.Mesh`,
+            `jax.devices()`, or a Cluster.
 
         Raises:
           UserError: an unknown chip, or a count or topology that there is not.
@@ -84,10 +87,12 @@ class Cluster:
                 return _from_file(Path(text))
             return _parse(text)
         if hasattr(devices, "devices") and hasattr(devices, "axis_names"):
-            return _from_mesh(devices)
+            return _from_devices(list(devices.devices.flat))
+        if isinstance(devices, Sequence) and devices and hasattr(devices[0], "device_kind"):
+            return _from_devices(list(devices))
         raise UserError(
             f"devices={devices!r} must be a name such as 'v5p:4x4x4' or 'h200:8', a YAML file, a "
-            "mapping or a mesh."
+            "mapping, a mesh or a list of devices."
         )
 
     def links(self, strategy: Strategy) -> dict[str, Link]:
@@ -154,29 +159,14 @@ def _cluster(chip: Chip, sizes: str, text: str) -> Cluster:
     if not chip.torus_dims:
         return _switched(chip, shape, text)
     if len(shape) == 1:
-        shape = _cubic(shape[0], chip)
-        if shape is None:
-            raise UserError(
-                f"devices={text!r}: no {chip.torus_dims}-dimensional torus of {sizes} {chip.name} "
-                "chips: use a power of two, or write the topology."
-            )
+        shape = torus_of(shape[0], chip, text)
     if len(shape) not in (chip.torus_dims, chip.torus_dims + 1):
         raise UserError(
             f"devices={text!r}: a {chip.name} slice has {chip.torus_dims} dims (one number more "
             f"is the number of slices), not {len(shape)}."
         )
     torus, slices = shape[: chip.torus_dims], (*shape, 1)[chip.torus_dims]
-    for size in torus:
-        if size not in (1, 2) and size % 4:
-            raise UserError(
-                f"devices={text!r}: dim {size} of a {chip.name} torus must be 1, 2 or a multiple "
-                "of 4."
-            )
-    if math.prod(torus) > chip.domain:
-        raise UserError(
-            f"devices={text!r}: a {chip.name} slice has at most {chip.domain} chips, not "
-            f"{math.prod(torus)}: use several slices, with one number more."
-        )
+    check_torus(torus, chip, text)
     return Cluster(chip, torus, slices)
 
 
@@ -193,15 +183,6 @@ def _switched(chip: Chip, shape: tuple[int, ...], text: str) -> Cluster:
             f"use {count // chip.host * chip.host} or {-(-count // chip.host) * chip.host}."
         )
     return Cluster(chip, (count,))
-
-
-def _cubic(count: int, chip: Chip) -> tuple[int, ...] | None:
-    """The most even torus of powers of two with `count` chips, within one slice."""
-    power = count.bit_length() - 1
-    if count != 2**power or count > chip.domain:
-        return None
-    dims = chip.torus_dims
-    return tuple(2 ** ((power + dim) // dims) for dim in range(dims))
 
 
 def _chip(name: str) -> Chip:
@@ -249,15 +230,13 @@ def _number(name: str, value: Any) -> float:
     return int(number) if isinstance(value, int) else number
 
 
-def _from_mesh(mesh: Any) -> Cluster:
-    devices = list(mesh.devices.flat)
+def _from_devices(devices: list[Any]) -> Cluster:
     kind = devices[0].device_kind
     name = chip_of_kind(kind)
     if name is None:
-        raise UserError(
-            f"the mesh has devices of unknown kind {kind!r}: describe them in a YAML file."
-        )
-    chip = CHIPS[name]
+        raise UserError(f"devices of unknown kind {kind!r}: describe them in a YAML file.")
+    # The environment is the same in all processes of a run, as the plan must be.
+    chip = with_jax_memory(CHIPS[name], os.environ)
     slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
     if not chip.torus_dims:
         return Cluster(chip, (len(devices),))

@@ -5,21 +5,23 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.plan.memory import Memory
 from hybrid_jax.plan.time import StepTime
 from hybrid_jax.plan.traffic import num_ticks
+from hybrid_jax.tables import format_bytes
 
 if TYPE_CHECKING:
     from hybrid_jax.plan.search import Plan
 
 
-def reason(plan: Plan, best: Plan, cluster: Cluster) -> str:
+def reason(plan: Plan, best: Plan, room: float) -> str:
     """Returns why `plan` lost against `best`, in a few words; nothing for `best` itself.
 
     Of what takes longer than in the best, it names what adds most.
+
+    Args:
+      room: bytes that a step may use of one device.
     """
-    room = cluster.chip.hbm_bytes
     if plan.time is None:
         part, size = _largest(plan.memory)
         return (
@@ -51,7 +53,7 @@ def _explain(cause: str, plan: Plan, best: Plan) -> str:
     name = plan.links[cause].name
     if other:
         return f"sends {sent / other:.1f}x more over {cause} ({name})"
-    return f"sends {_gib(sent)} GiB over {cause} ({name})"
+    return f"sends {format_bytes(sent)} over {cause} ({name})"
 
 
 def _largest(needs: Memory) -> tuple[str, int]:

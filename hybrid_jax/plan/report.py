@@ -14,8 +14,11 @@ from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError, nearest
 from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.plan import tables
+from hybrid_jax.plan.bounds import Bounds, bounds
 from hybrid_jax.plan.memory import OPTIMIZER_BYTES
 from hybrid_jax.plan.search import Plan, Problem, search
+from hybrid_jax.plan.verified import Verified
+from hybrid_jax.plan.verify import TIMEOUT_SECONDS, rerank, verify
 from hybrid_jax.tables import Tables
 
 _FIXABLE = (
@@ -41,21 +44,24 @@ class PlanReport(Tables):
       plans: one for each layout, the fastest first, then those that do not fit.
       top: how many of them the tables show.
       remedy: where nothing fits, what would make it fit.
+      verified: what the compiler says of the best plans, where it was asked.
     """
 
     problem: Problem
     plans: tuple[Plan, ...]
     top: int = 8
     remedy: str = ""
+    verified: tuple[Verified, ...] = ()
 
     @property
     def fits(self) -> bool:
-        """Whether any plan does."""
-        return self.plans[0].time is not None
+        """Whether any plan does; after `verify`, whether the compiler says so of one."""
+        confirmed = any(found.fits for found in self.verified) or not self.verified
+        return self.plans[0].time is not None and confirmed
 
     @property
     def best(self) -> Strategy:
-        """The fastest strategy that fits.
+        """The fastest strategy that fits; after `verify`, that the compiler says fits.
 
         Raises:
           UserError: none does: the nearest miss, and what would make it fit.
@@ -64,13 +70,42 @@ class PlanReport(Tables):
             raise UserError(self.miss)
         return self.plans[0].strategy
 
+    def verify(
+        self, top: int = 3, *, jobs: int = 1, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> PlanReport:
+        """Returns the report with the best plans compiled, and ranked by what came of it.
+
+        Compiles with the real compiler for devices that need not be here, each plan in a process
+        of its own. One that does not fit, or that the compiler fails on, loses its rank; where none
+        of the first is confirmed, the next ones are tried, up to a limit.
+
+        Args:
+          top: plans to compile.
+          jobs: compilations at a time; each may use several GB of this machine's memory.
+          timeout_seconds: of each.
+
+        Raises:
+          UserError: the compiler is not installed; the message says how to install it.
+        """
+        found = verify(self.problem, self.plans, top, jobs=jobs, timeout_seconds=timeout_seconds)
+        plans = rerank(self.problem, self.plans, found)
+        remedy = self.remedy or "verify more plans, or use more devices or larger ones"
+        return replace(self, plans=plans, remedy=remedy, verified=found)
+
     @property
     def miss(self) -> str:
         """Where nothing fits, by how much and what would help, on one line."""
+        devices = self.problem.cluster.describe()
+        if self.verified:
+            first = self.verified[0]
+            return (
+                f"the compiler confirms none of the {len(self.verified)} best plans on {devices}: "
+                f"the first, {first.strategy.describe()}, {first.verdict}; {self.remedy}."
+            )
         nearest_miss = self.plans[0]
         return (
-            f"nothing fits on {self.problem.cluster.describe()}: the smallest, "
-            f"{nearest_miss.strategy.describe()}, {nearest_miss.reason}; {self.remedy}."
+            f"nothing fits on {devices}: the smallest, {nearest_miss.strategy.describe()}, "
+            f"{nearest_miss.reason}; {self.remedy}."
         )
 
     def __rich__(self) -> Group:
@@ -79,12 +114,29 @@ class PlanReport(Tables):
         left = len(self.plans) - len(shown)
         if left:
             parts.append(tables.note(f"and {left} layouts more; top={len(self.plans)} shows all"))
+        if self.verified:
+            parts.append(tables.beside_compiled(self.verified))
         parts.append(tables.memory_parts(self.problem, shown))
         if self.fits:
             parts.append(tables.time_parts([plan for plan in shown if plan.time]))
+            parts += [
+                tables.beside_peers(plan, found)
+                for plan, found in self._pipelines(shown)
+                if found is not None
+            ]
         else:
             parts.append(tables.note(self.miss))
         return Group(*parts)
+
+    def _pipelines(self, shown: tuple[Plan, ...]) -> list[tuple[Plan, Bounds | None]]:
+        """The best pipeline shown, with what others could do with as many stages.
+
+        Not on CPUs, whose idle ticks are skipped.
+        """
+        if self.problem.cluster.chip.platform == "cpu":
+            return []
+        pipelines = [plan for plan in shown if plan.time and plan.strategy.stage > 1]
+        return [(plan, bounds(self.problem, plan.strategy.stage)) for plan in pipelines[:1]]
 
     def to_json(self) -> str:
         """Returns every plan as JSON text; bytes and seconds per device and step."""
@@ -94,9 +146,10 @@ class PlanReport(Tables):
                 "devices": problem.cluster.describe(),
                 "global_batch": problem.global_batch,
                 "seq_len": problem.seq_len,
-                "memory_bytes": problem.cluster.chip.hbm_bytes,
+                "memory_bytes": problem.room,
                 "plans": [_plan_fields(plan) for plan in self.plans],
                 "remedy": self.remedy,
+                "verified": [found.to_fields() for found in self.verified],
             },
             indent=2,
         )
@@ -104,13 +157,16 @@ class PlanReport(Tables):
 
 def plan(
     model: Any,
+    /,
     devices: Any,
     global_batch: int,
     seq_len: int,
     *,
     optimizer: str = "adamw",
     precision: str = "bf16",
+    memory_gib: float | None = None,
     top: int = 8,
+    verify: int | None = None,
     **fixed: Any,
 ) -> PlanReport:
     """Ranks the strategies for a model, a cluster and a batch; touches no device.
@@ -127,7 +183,9 @@ def plan(
       seq_len: tokens of an example.
       optimizer: "adamw", "lion", "adafactor", "muon" or "sgd": decides what state a parameter has.
       precision: of the compute, "bf16", "fp16" or "f32".
+      memory_gib: that a step may use of a device; None: all of it.
       top: how many plans the tables show.
+      verify: how many plans to compile, to see what they need; None: none. See `PlanReport.verify`.
       fixed: fields of `Strategy` to keep at one value, such as `stage=4` or `remat="layer"`.
 
     Raises:
@@ -135,12 +193,19 @@ def plan(
         nothing fits the memory is no error before `best` is asked for.
     """
     problem = Problem(
-        _config(model), Cluster.of(devices), global_batch, seq_len, optimizer, precision
+        _config(model),
+        Cluster.of(devices),
+        global_batch,
+        seq_len,
+        optimizer,
+        precision,
+        None if memory_gib is None else memory_gib * tables.GIB,
     )
     _check(problem, top, fixed)
     plans = search(problem, fixed)
     remedy = "" if plans[0].time is not None else _remedy(problem, fixed)
-    return PlanReport(problem, tuple(plans), top, remedy)
+    report = PlanReport(problem, tuple(plans), top, remedy)
+    return report if verify is None else report.verify(verify)
 
 
 def _config(model: Any) -> DecoderConfig:
@@ -157,6 +222,8 @@ def _check(problem: Problem, top: int, fixed: dict[str, Any]) -> None:
     check_int("global_batch", problem.global_batch, at_least=1)
     check_int("seq_len", problem.seq_len, at_least=1)
     check_int("top", top, at_least=1)
+    if problem.memory_bytes is not None and not problem.memory_bytes > 0:
+        raise UserError(f"memory_gib={problem.memory_bytes / tables.GIB:g} must be above 0.")
     check_choice("optimizer", problem.optimizer, OPTIMIZER_BYTES)
     if problem.seq_len > problem.config.max_length:
         raise UserError(

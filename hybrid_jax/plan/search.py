@@ -14,6 +14,7 @@ from hybrid_jax.hardware.links import Link
 from hybrid_jax.plan.memory import Memory, memory
 from hybrid_jax.plan.reasons import reason
 from hybrid_jax.plan.time import StepTime, step_time
+from hybrid_jax.plan.traffic import idle_share
 
 REMATS = ("none", "dots", "layer", "stage")  # from the fastest to the smallest
 
@@ -38,9 +39,8 @@ class Plan:
 
     @property
     def bubble(self) -> float:
-        """Idle ticks as a fraction of the working ones, (S-1)/(v M)."""
-        strategy = self.strategy
-        return (strategy.stage - 1) / (strategy.chunks * strategy.microbatches)
+        """Idle ticks as a fraction of the working ones."""
+        return idle_share(self.strategy)
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Problem:
       seq_len: tokens of an example.
       optimizer: a key of `plan.memory.OPTIMIZER_BYTES`.
       precision: of the compute.
+      memory_bytes: of one device that a step may use; None: all there are.
     """
 
     config: DecoderConfig
@@ -62,6 +63,13 @@ class Problem:
     seq_len: int
     optimizer: str = "adamw"
     precision: str = "bf16"
+    memory_bytes: float | None = None
+
+    @property
+    def room(self) -> float:
+        """Bytes that a step may use of one device."""
+        chip = self.cluster.chip.hbm_bytes
+        return chip if self.memory_bytes is None else min(self.memory_bytes, chip)
 
     def memory(self, strategy: Strategy) -> Memory:
         """Bytes of one device."""
@@ -91,13 +99,13 @@ def search(problem: Problem, fixed: dict[str, Any] | None = None) -> list[Plan]:
     plans = []
     for layout in layouts(problem, fixed or {}):
         links = problem.cluster.links(layout)
-        plan = _best_of(problem, list(_variants(problem, layout, fixed or {})), links)
+        plan = _best_of(problem, list(variants(problem, layout, fixed or {})), links)
         if plan is not None:
             plans.append(plan)
     if not plans:
         raise UserError(_nothing_divides(problem, fixed or {}))
     plans.sort(key=lambda plan: (plan.time is None, plan.time.total if plan.time else _size(plan)))
-    return [replace(plan, reason=reason(plan, plans[0], problem.cluster)) for plan in plans]
+    return [replace(plan, reason=reason(plan, plans[0], problem.room)) for plan in plans]
 
 
 def layouts(problem: Problem, fixed: dict[str, Any]) -> Iterator[Strategy]:
@@ -132,9 +140,7 @@ def _crosses_well(cluster: Cluster, layout: Strategy) -> bool:
     return (layout.replica * layout.stage * layout.data) % cluster.slices == 0
 
 
-def _variants(
-    problem: Problem, layout: Strategy, fixed: dict[str, Any]
-) -> Iterator[list[Strategy]]:
+def variants(problem: Problem, layout: Strategy, fixed: dict[str, Any]) -> Iterator[list[Strategy]]:
     """For every schedule, microbatches, ZeRO level and rules: its remats, fastest first."""
     local = problem.global_batch // (layout.replica * layout.data)
     per_stage = problem.config.num_layers // layout.stage
@@ -186,7 +192,7 @@ def _best_of(
     """The fastest that fits, or the smallest; of one variant's remats the first that fits."""
     best: Plan | None = None
     smallest: Plan | None = None
-    room = problem.cluster.chip.hbm_bytes
+    room = problem.room
     for remats in variants:
         for strategy in remats:
             needs = problem.memory(strategy)

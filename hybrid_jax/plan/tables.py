@@ -10,9 +10,11 @@ from rich.text import Text
 
 from hybrid_jax.config.model import num_params
 from hybrid_jax.config.strategy import MESH_AXES
+from hybrid_jax.plan.bounds import Bounds
 from hybrid_jax.plan.memory import Memory
 from hybrid_jax.plan.search import Plan, Problem
-from hybrid_jax.tables import format_duration, make_table
+from hybrid_jax.plan.verified import Verified
+from hybrid_jax.tables import byte_unit, format_bytes, format_duration, make_table
 
 GIB = 2**30
 
@@ -20,10 +22,11 @@ GIB = 2**30
 def heading(problem: Problem) -> Text:
     """Model, devices and batch, on one line."""
     chip, cluster = problem.cluster.chip, problem.cluster
+    count = num_params(problem.config)
     facts = (
-        f"{num_params(problem.config) / 1e9:.3g} B parameters",
+        f"{count / 1e9:.3g} B parameters" if count > 1e9 else f"{count / 1e6:.3g} M parameters",
         f"{cluster.num_devices} x {chip.name} ({cluster.describe()}), "
-        f"{chip.hbm_bytes / GIB:.4g} GiB each",
+        f"{problem.room / GIB:.4g} GiB each",
         f"batch {problem.global_batch} x {problem.seq_len}",
         f"{problem.precision}, {problem.optimizer}",
     )
@@ -32,6 +35,7 @@ def heading(problem: Problem) -> Text:
 
 def ranking(problem: Problem, plans: Sequence[Plan]) -> Table:
     """One row for each plan, the best first."""
+    unit, size = byte_unit(max(plan.memory.total for plan in plans))
     columns = (">", "strategy", ">step", ">MFU", ">memory", ">sent", ">bubble", "why not")
     table = make_table("Strategies, by predicted step time", *columns)
     for rank, plan in enumerate(plans, 1):
@@ -41,14 +45,14 @@ def ranking(problem: Problem, plans: Sequence[Plan]) -> Table:
             plan.strategy.describe(),
             format_duration(time.total) if time else "-",
             f"{time.mfu:.0%}" if time else "-",
-            f"{plan.memory.total / GIB:.1f}",
-            f"{sum(time.sent_bytes.values()) / GIB:.3g}" if time else "-",
+            f"{plan.memory.total / size:.1f}",
+            f"{sum(time.sent_bytes.values()) / size:.3g}" if time else "-",
             f"{plan.bubble:.0%}" if plan.strategy.stage > 1 else "-",
             plan.reason,
             style="bold" if rank == 1 and time else "" if time else "dim",
         )
     table.caption = (
-        "memory and sent: GiB per device (and step); matmuls are assumed to reach "
+        f"memory and sent: {unit} per device (and step); matmuls are assumed to reach "
         f"{problem.cluster.chip.matmul_fraction:.0%} of the peak"
     )
     return table
@@ -58,11 +62,12 @@ def memory_parts(problem: Problem, plans: Sequence[Plan]) -> Table:
     """GiB of one device by part, a row for each plan."""
     names = [field.name for field in fields(Memory)]
     columns = (f">{name.replace('_', ' ')}" for name in names)
-    table = make_table("Memory per device, GiB", ">", *columns, ">total")
-    room = problem.cluster.chip.hbm_bytes
+    unit, size = byte_unit(max(plan.memory.total for plan in plans))
+    table = make_table(f"Memory per device, {unit}", ">", *columns, ">total")
+    room = problem.room
     for rank, plan in enumerate(plans, 1):
-        parts = (f"{getattr(plan.memory, name) / GIB:.2f}" for name in names)
-        total = f"{plan.memory.total / GIB:.1f} of {room / GIB:.1f}"
+        parts = (f"{getattr(plan.memory, name) / size:.2f}" for name in names)
+        total = f"{plan.memory.total / size:.1f} of {room / size:,.1f}"
         table.add_row(str(rank) if plan.time else "-", *parts, total)
     return table
 
@@ -79,7 +84,7 @@ def time_parts(plans: Sequence[Plan]) -> Table:
         assert time is not None
         seconds = (time.layers, time.head, time.accumulate, time.bubble, time.update)
         sent = [
-            f"{format_duration(time.communication[axis])}, {time.sent_bytes[axis] / GIB:.3g} GiB "
+            f"{format_duration(time.communication[axis])}, {format_bytes(time.sent_bytes[axis])} "
             f"{plan.links[axis].name}"
             if axis in time.communication
             else "-"
@@ -90,6 +95,84 @@ def time_parts(plans: Sequence[Plan]) -> Table:
         "counted in full but for tensor-parallel traffic on TPU, of which XLA is assumed to hide "
         "half behind matmuls; sums: adding up gradients of microbatches"
     )
+    return table
+
+
+def beside_compiled(verified: Sequence[Verified]) -> Table:
+    """Memory and traffic as predicted and as the compiler has them, a row for each plan."""
+    axes = _heavy_axes(verified)
+    links = (f">over {axes}" for axes in axes)
+    columns = (">predicted", ">compiled", ">error", *links, ">seconds", "verdict")
+    table = make_table("Predicted beside compiled", "strategy", *columns)
+    unit, size = byte_unit(max(row.predicted for row in verified))
+    sent = [value for row in verified for value in (*row.predicted_sent.values(), 0)]
+    sent_unit, sent_size = byte_unit(max(sent))
+    for row in verified:
+        compiled = row.compiled
+        table.add_row(
+            row.strategy.describe(),
+            f"{row.predicted / size:.2f}",
+            f"{compiled.total / size:.2f}" if compiled.total else "-",
+            "-" if row.error is None else f"{row.error:+.1%}",
+            *(_pair(row.predicted_sent.get(a), row.sent.get(a), sent_size) for a in axes),
+            f"{compiled.seconds:.0f}" if compiled.seconds else "-",
+            row.verdict,
+            style="" if row.fits else "dim",
+        )
+    for column in table.columns[1:-1]:
+        column.no_wrap = True
+    kinds = {row.compiled.device_kind for row in verified if row.compiled.device_kind}
+    compiled_for = f" for {kinds.pop()}" if kinds else ""
+    table.caption = (
+        f"{unit} per device; over an axis: {sent_unit} sent per step as predicted | in the "
+        f"compiled program{compiled_for}; seconds: to compile"
+    )
+    if any(row.compiled.unknown_loops for row in verified):
+        table.caption += "; some loops, whose trip count depends on data, are counted once"
+    return table
+
+
+def _heavy_axes(verified: Sequence[Verified]) -> list[str]:
+    """The mesh axes over which some plan sends 1 % of its bytes or more."""
+    heavy: dict[str, None] = {}
+    for row in verified:
+        for sent in (row.predicted_sent, row.sent):
+            whole = sum(sent.values())
+            heavy |= dict.fromkeys(axis for axis in sent if sent[axis] >= 0.01 * whole)
+    return list(heavy)
+
+
+def _pair(predicted: float | None, compiled: float | None, size: int) -> str:
+    if predicted is None and compiled is None:
+        return "-"
+    shown = ("-" if sent is None else f"{sent / size:.3g}" for sent in (predicted, compiled))
+    return " | ".join(shown)
+
+
+def beside_peers(plan: Plan, bounds: Bounds) -> Table:
+    """A pipeline, and what GPipe and circular ones of as many stages need at least."""
+    table = make_table(
+        f"Beside GPipe and circular pipelines of {bounds.stage} stages that fit",
+        *("", "strategy", ">step", ">sent, GiB", ">hardware PFLOP"),
+        caption="per device and step; idle ticks compute on masked input in all of them",
+    )
+    assert plan.time is not None
+    peers = {
+        "sends least": bounds.sent,
+        "computes least": bounds.flops,
+        "is fastest": bounds.fastest,
+    }
+    for name, strategy, time in (
+        ("this plan", plan.strategy, plan.time),
+        *((f"{peer.kind} that {does}", peer.strategy, peer.time) for does, peer in peers.items()),
+    ):
+        table.add_row(
+            name,
+            strategy.describe(),
+            format_duration(time.total),
+            f"{sum(time.sent_bytes.values()) / GIB:.1f}",
+            f"{time.hardware_flops / 1e15:.3f}",
+        )
     return table
 
 

@@ -11,7 +11,7 @@ from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.hardware.links import Link
 from hybrid_jax.plan.activations import COMPUTE_BYTES, residual_bytes, widths
 from hybrid_jax.plan.parameters import block_leaves, gathered, num_up, outer_leaves, stored
-from hybrid_jax.plan.traffic import Transfer, num_ticks, transfers
+from hybrid_jax.plan.traffic import Transfer, idle_share, num_ticks, transfers
 
 HIDDEN_ON_TPU = 0.5
 """Share of the tensor-parallel traffic that XLA:TPU hides behind matmuls, as windowed einsums; an
@@ -32,7 +32,8 @@ class StepTime:
       communication: by mesh axis, what is not hidden.
       update: optimizer.
       sent_bytes: by mesh axis, what one device sends.
-      hardware_flops: of one device, with recomputation, without bubbles.
+      hardware_flops: of one device, with recomputation, and with the masked work of idle ticks
+        where they are not skipped.
       mfu: model FLOPs of the step over what the chips could do in its time.
     """
 
@@ -83,12 +84,11 @@ def step_time(
     layers = work.layers()
     # Virtual devices share their cores: who idles leaves them to the others.
     idles = cluster.chip.platform != "cpu"
-    useful = strategy.chunks * strategy.microbatches
     step = StepTime(
         layers=layers,
         head=work.head(),
         accumulate=work.accumulate(),
-        bubble=layers * (num_ticks(strategy) - useful) / useful if idles else 0.0,
+        bubble=layers * idle_share(strategy) if idles else 0.0,
         communication=seconds,
         update=work.update(),
         sent_bytes=sent,
@@ -129,9 +129,13 @@ class _Work:
         self.fused = self.chip.platform != "cpu"
 
     def seconds(self, flops: float, num_bytes: float) -> float:
-        """The longer of the two, at the achievable fractions of the chip's peaks."""
+        """The longer of the two, at the achievable fractions of the chip's peaks.
+
+        On a CPU their sum: the core that moves the bytes is the one that computes.
+        """
         compute = flops / (self.peak * self.chip.matmul_fraction)
-        return max(compute, num_bytes / (self.chip.hbm_bandwidth * self.chip.hbm_fraction))
+        memory = num_bytes / (self.chip.hbm_bandwidth * self.chip.hbm_fraction)
+        return compute + memory if self.chip.platform == "cpu" else max(compute, memory)
 
     def layers(self) -> float:
         """All layers of the stage, all microbatches."""
@@ -196,6 +200,9 @@ class _Work:
     def hardware_flops(self) -> float:
         """Of one device in one step."""
         layers = self.config.num_layers / self.strategy.stage
+        skips = self.strategy.skip_bubbles
+        if not (self.chip.platform == "cpu" if skips is None else skips):
+            layers *= 1 + idle_share(self.strategy)
         share = self.tokens / self.strategy.stage / self.strategy.model
         head = 6 * share * self.config.vocab_size * self.config.embed_dim
         return layers * self._layer_flops() + head

@@ -42,6 +42,15 @@ def num_ticks(strategy: Strategy) -> int:
     return strategy.chunks * strategy.microbatches + strategy.stage - 1
 
 
+def idle_share(strategy: Strategy) -> float:
+    """Idle ticks by working ones, (S-1) / (v M): the bubble of Narayanan et al. 2021, section 2.2.
+
+    >>> idle_share(Strategy(stage=4, microbatches=6))
+    0.5
+    """
+    return (strategy.stage - 1) / (strategy.chunks * strategy.microbatches)
+
+
 def transfers(
     config: DecoderConfig, strategy: Strategy, global_batch: int, seq_len: int
 ) -> tuple[Transfer, ...]:

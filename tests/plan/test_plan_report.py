@@ -41,7 +41,7 @@ def test_nothing_fits():
     report = hj.plan(preset("llama2-70b"), "h100:8", global_batch=128, seq_len=4096)
     assert not report.fits
     assert "nothing fits" in str(report)
-    with pytest.raises(UserError, match=r"needs .* of 70 GiB.*such devices would do") as error:
+    with pytest.raises(UserError, match=r"needs .* of 71.2 GiB.*such devices would do") as error:
         report.best  # noqa: B018
     assert "\n" not in str(error.value)
     enough = report.remedy.split()[0]
@@ -57,7 +57,7 @@ def test_a_decoder_and_a_mesh():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "llama2-7b"}, "needs a DecoderConfig or a Decoder, not str"),
+        ({"config": "llama2-7b"}, "needs a DecoderConfig or a Decoder, not str"),
         ({"devices": "h300:8"}, "unknown chip 'h300'"),
         ({"global_batch": 0}, "global_batch=0 must be a whole number, at least 1"),
         ({"seq_len": 8192}, "seq_len=8192 must be at most the model's max_length=4096"),
@@ -65,11 +65,12 @@ def test_a_decoder_and_a_mesh():
         ({"stages": 4}, "plan cannot fix 'stages'.*Did you mean 'stage'"),
         ({"stage": 0}, "stage=0 must be a whole number"),
         ({"stage": 5}, "no layout of 8 devices divides.*with stage=5"),
+        ({"model": 3}, "no layout of 8 devices divides.*with model=3"),
         ({"top": 0}, "top=0"),
     ],
 )
 def test_mistakes(changes, message):
-    given = {"model": SEVEN, "devices": "h200:8", "global_batch": 128, "seq_len": 4096}
+    given = {"config": SEVEN, "devices": "h200:8", "global_batch": 128, "seq_len": 4096} | changes
     with pytest.raises(UserError, match=message) as error:
-        hj.plan(**{**given, **changes})
+        hj.plan(given.pop("config"), **given)
     assert "\n" not in str(error.value)

@@ -1,0 +1,40 @@
+"""What GPipe and circular pipelines can reach, beside the planner's own choice."""
+
+from __future__ import annotations
+
+from hybrid_jax.config.model import preset
+from hybrid_jax.hardware.cluster import Cluster
+from hybrid_jax.plan.bounds import bounds
+from hybrid_jax.plan.report import plan
+from hybrid_jax.plan.search import Problem
+
+GIB = 2**30
+SIZES = {"global_batch": 128, "seq_len": 4096}
+LLAMA = Problem(preset("llama2-7b"), Cluster.of("v5p:4x4x4"), **SIZES, memory_bytes=16 * GIB)
+
+
+def test_the_plan_computes_less_than_any_peer_in_the_same_memory():
+    """GPipe and circular pipelines hold all microbatches, so in 16 GiB they must recompute."""
+    report = plan(LLAMA.config, LLAMA.cluster, **SIZES, memory_gib=16, stage=4)
+    best, found = report.plans[0], bounds(LLAMA, 4)
+    assert best.memory.total <= 16 * GIB
+    assert best.time.hardware_flops < 0.9 * found.flops.time.hardware_flops
+    assert best.time.total < found.fastest.time.total
+    assert "circular that sends least" in str(report)
+
+
+def test_a_bound_is_no_more_than_any_gpipe_plan_needs():
+    gpipe = plan(LLAMA.config, LLAMA.cluster, **SIZES, memory_gib=16, stage=4, schedule="gpipe")
+    found = bounds(LLAMA, 4)
+    for one in gpipe.plans:
+        if one.time is not None:
+            assert sum(one.time.sent_bytes.values()) >= found.sent.sent_bytes
+            assert one.time.hardware_flops >= found.flops.time.hardware_flops
+            assert one.time.total >= found.fastest.time.total
+
+
+def test_less_memory_leaves_fewer_peers():
+    tight = Problem(LLAMA.config, LLAMA.cluster, **SIZES, memory_bytes=1 * GIB)
+    assert bounds(tight, 4) is None
+    tighter = Problem(LLAMA.config, LLAMA.cluster, **SIZES, memory_bytes=8 * GIB)
+    assert bounds(tighter, 4).sent.sent_bytes > bounds(LLAMA, 4).sent.sent_bytes
