@@ -64,6 +64,20 @@ def format_bytes(num_bytes: float) -> str:
     return f"{size:.3g} {unit}"
 
 
+def format_flops(flops: float) -> str:
+    """Floating-point operations with a decimal unit and three digits.
+
+    >>> format_flops(2.5e12), format_flops(0)
+    ('2.5 TFLOP', '0 FLOP')
+    """
+    amount, unit = float(flops), ""
+    for larger in "kMGTPE":
+        if abs(amount) < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.3g} {unit}FLOP"
+
+
 def byte_unit(largest: float) -> tuple[str, int]:
     """The unit in which a column with this largest entry reads well, and its bytes.
 
