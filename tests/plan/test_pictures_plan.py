@@ -1,4 +1,4 @@
-"""The pictures of a plan show its numbers: bars add up, lines stand at limits, ticks fill a step."""
+"""The pictures of a plan show its numbers: bars add up, lines stand at limits, ticks fill it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def report_of(devices: str, **options) -> PlanReport:
 @pytest.fixture(scope="module")
 def limited() -> PlanReport:
     """Five plans fit; three of the others are shown below them."""
-    return report_of("v5p:4x4x4", memory_gib=10, top=5)
+    return report_of("v5p:4x4x4", memory_gib=4, top=5)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_memory_bars_add_up_and_the_line_stands_at_the_limit(limited):
         drawn["compute copy"][:, 1], [found.memory.compute_copy / 2**30 for found in shown]
     )
     (line,) = ax.lines
-    assert set(line.get_xdata()) == {10.0}
+    assert set(line.get_xdata()) == {4.0}
     assert line.get_linestyle() == "-"
     assert any("device 95.74 GiB" in text for text in texts(ax))  # too far away for a line
 
