@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -16,6 +17,8 @@ from hybrid_jax.inspect.parameters import ParameterRow, parameter_table
 from hybrid_jax.tables import Tables, format_bytes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from hybrid_jax.config.strategy import Strategy
     from hybrid_jax.train.step import TrainStep
 
@@ -54,6 +57,31 @@ class Report(Tables):
             tables.axis_view(self.ledger),
             tables.heaviest_view(self.ledger),
         )
+
+    def plot_shardings(self, path: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draws which device holds which part of the parameters.
+
+        Args:
+          path: of one parameter, to see how it is cut; None: an overview of all.
+
+        Raises:
+          UserError: no parameter has this path, or matplotlib is not installed.
+        """
+        from hybrid_jax.inspect.pictures import plot_shardings
+
+        return plot_shardings(self, path, ax)
+
+    def plot_memory(self, ax: Axes | None = None) -> Axes:
+        """Draws what one device holds at the peak of the step, by part."""
+        from hybrid_jax.inspect.pictures import plot_memory
+
+        return plot_memory(self, ax)
+
+    def save(self, path: str | Path) -> None:
+        """Writes all pictures into one .png, .pdf or .svg."""
+        from hybrid_jax.inspect.pictures import save
+
+        save(self, str(path))
 
     def to_json(self) -> str:
         """Returns everything in the report as JSON text; sizes in bytes per device and step."""
