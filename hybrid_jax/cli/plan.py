@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.figures import check_picture_path
 
 if TYPE_CHECKING:
     from hybrid_jax.config.draft import Draft
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-gib", metavar="GIB", type=float, help="that a step may use of a device"
     )
     parser.add_argument("--top", type=int, default=5, help="plans to show")
+    parser.add_argument("--save", metavar="FILE", help="draw them here: a .png, .pdf or .svg")
     parser.add_argument("--json", metavar="FILE", help="write all plans here too")
 
 
@@ -32,6 +34,7 @@ def plan(
     devices: str | None = None,
     memory_gib: float | None = None,
     top: int = 5,
+    save: str | None = None,
     json: str | None = None,
 ) -> None:
     """Rank the strategies for a config's model and batch on devices that need not be there."""
@@ -39,8 +42,12 @@ def plan(
 
     if json is not None and not Path(json).parent.is_dir():
         raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it.")
+    if save is not None:
+        check_picture_path("--save", save)
     report = plan_draft(draft, devices, memory_gib, top)
     print(report)
     if json is not None:
         Path(json).write_text(report.to_json() + "\n")
+    if save is not None:
+        report.save(save)
     print(report.best.to_yaml())

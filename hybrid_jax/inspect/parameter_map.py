@@ -43,7 +43,7 @@ def plot_parameter(strategy: Strategy, row: ParameterRow, ax: Axes | None = None
         name = _dim_name(row, found, down)
         ax.text(-0.01 * panels * wide, high / 2, name, ha="right", va="center", fontsize=SMALL)
     ax.set_xlim(0, panels * (wide + 0.25) - 0.2)
-    ax.set_ylim(high, -0.1 * high)
+    ax.set_ylim(high, -0.1 * high if apart or found.copies > 1 else 0)
     ax.set_axis_off()
     shape = " x ".join(map(str, row.shape)) or "scalar"
     title = f"{row.path}, {shape}: {share(found)}"
@@ -71,8 +71,9 @@ def distinct(rows: Sequence[ParameterRow]) -> list[ParameterRow]:
     """The largest parameter of each spec, in the order of the table."""
     largest: dict[str, ParameterRow] = {}
     for row in rows:
-        if str(row.spec) not in largest or row.bytes > largest[str(row.spec)].bytes:
-            largest[str(row.spec)] = row
+        entries = str(row.spec).replace(", None)", ")")  # `None` at the end says nothing
+        if entries not in largest or row.bytes > largest[entries].bytes:
+            largest[entries] = row
     return list(largest.values())
 
 

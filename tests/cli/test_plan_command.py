@@ -24,11 +24,22 @@ def test_prints_plans_and_the_best_strategy(tmp_path, capsys):
     assert json.loads(path.read_text())["global_batch"] == 128
 
 
+def test_saves_pictures(tmp_path, capsys):
+    for name, devices, status in (("fits.png", "v5p:4x4x4", 0), ("not.svg", "v5e:2x2", 2)):
+        path = tmp_path / name
+        assert main(["plan", CONFIG, "--devices", devices, "--save", str(path)]) == status
+        assert path.stat().st_size > 10_000
+    assert "nothing fits" in capsys.readouterr().err
+
+
 def test_mistakes(capsys):
     for options, message in (
         ([], "nothing fits on cpu:8"),
         (["--devices", "v5q:8"], "Did you mean 'v5p'?"),
         (["--devices", "v5p:4x4x4", "--json", "no/such/folder/x.json"], "does not exist"),
+        (["--devices", "v5p:4x4x4", "--save", "no/such/folder/x.png"], "does not exist"),
+        (["--devices", "v5p:4x4x4", "--save", "plan.jpg"], "must end in .png, .pdf or .svg"),
+        (["--devices", "v5p:4x4x4", "--save", "plan"], "must end in .png, .pdf or .svg"),
         (["--devices", "v5e:2x2"], "nothing fits on v5e:2x2"),
     ):
         assert main(["plan", CONFIG, *options]) == 2
