@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-gib", metavar="GIB", type=float, help="that a step may use of a device"
     )
     parser.add_argument("--top", type=int, default=5, help="plans to show")
+    parser.add_argument(
+        "--verify", type=int, metavar="K", help="compile the best K plans, for absent devices too"
+    )
     parser.add_argument("--save", metavar="FILE", help="draw them here: a .png, .pdf or .svg")
     parser.add_argument("--json", metavar="FILE", help="write all plans here too")
 
@@ -34,6 +37,7 @@ def plan(
     devices: str | None = None,
     memory_gib: float | None = None,
     top: int = 5,
+    verify: int | None = None,
     save: str | None = None,
     json: str | None = None,
 ) -> None:
@@ -45,6 +49,8 @@ def plan(
     if save is not None:
         check_picture_path("--save", save)
     report = plan_draft(draft, devices, memory_gib, top)
+    if verify is not None:
+        report = report.verify(verify)
     print(report)
     if json is not None:
         Path(json).write_text(report.to_json() + "\n")

@@ -74,13 +74,14 @@ def _gpu(
     ib: float,
     domain: int = 8,
 ):
-    # CUDA's context and NCCL's buffers take some of the memory: 6 % is left to them.
+    # CUDA's context, NCCL's buffers and cuBLAS's workspaces take some of the memory that the driver
+    # reports. JAX takes 75 % of it unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise: 0.9 here.
     return Chip(
         name,
         "gpu",
         tflops[0] * TERA,
         tflops[1] * TERA,
-        0.94 * hbm[0] * GB,
+        0.9 * hbm[0] * GIB,
         hbm[1] * GB,
         nvlink * GB,
         ib * GB,
@@ -88,23 +89,32 @@ def _gpu(
     )
 
 
-# TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. Memory: what XLA reports as usable; ICI per chip
-# is quoted for all links and both ways, here it is one link and one way; DCN is the host's NICs
-# over its chips. GPU: NVIDIA's data sheets (A100 80GB SXM, H100 SXM, H200 SXM, DGX B200), dense
-# figures, NVLink one way, and one ConnectX NIC for each GPU (200 Gb/s A100, 400 Gb/s later).
+# TPU, from docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: bf16 TFLOP/s, HBM GB/s, and ICI, quoted
+# per chip for all links and both ways (400, 1200 and 800 GB/s over 4, 6 and 4 links), here one link
+# one way; v4's from Jouppi et al. 2023 (arXiv:2304.01433), 50 GB/s. The scaling book (jax-ml.github
+# .io/scaling-book/tpus) counts 10 % less for each; `link_fraction` is taken off here besides. DCN:
+# 50 Gb/s a chip of v5p, 6.4 Tb/s a pod of v5e; v4 and v6e from the scaling book. Rings: dims that
+# are a multiple of 4 (v4, v5p: cubes, joined by optical switches), or of 16 (v5e, v6e). Largest
+# slice: the pod, and for v5p the largest job. Usable HBM: what libtpu 0.0.42 says is available when
+# a program is too large ("exceeds available HBM (95.74G)").
+#
+# GPU, from NVIDIA's data sheets (A100 80GB SXM; H100 SXM, NVL and PCIe; H200 SXM; HGX and DGX
+# B200): dense bf16 (sheets quote twice that, with sparsity), f32 without tensor cores, HBM GB/s,
+# NVLink one way (half of what is quoted), one ConnectX NIC for each GPU (200 Gb/s A100, 400 Gb/s
+# later). HBM: what the driver reports, in GiB; see `gpu_targets`.
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        _tpu("v4", 275, (30.75, 1228), 50, 6.25, torus_dims=3, domain=4096, host=4, wrap=4),
+        _tpu("v4", 275, (30.75, 1200), 50, 6.25, torus_dims=3, domain=4096, host=4, wrap=4),
         _tpu("v5e", 197, (15.75, 819), 50, 3.125, torus_dims=2, domain=256, host=8, wrap=16),
         _tpu("v5p", 459, (95.74, 2765), 100, 6.25, torus_dims=3, domain=6144, host=4, wrap=4),
         _tpu("v6e", 918, (31.25, 1638), 100, 12.5, torus_dims=2, domain=256, host=8, wrap=16),
-        _gpu("a100", (312, 19.5), (80, 2039), 300, 25),
-        _gpu("h100", (989, 67), (80, 3350), 450, 50),
-        _gpu("h100-nvl", (835, 60), (94, 3900), 300, 50, domain=2),
-        _gpu("h100-pcie", (756, 51), (80, 2000), 300, 50, domain=2),
-        _gpu("h200", (989, 67), (141, 4800), 450, 50),
-        _gpu("b200", (2250, 75), (180, 8000), 900, 50),
+        _gpu("a100", (312, 19.5), (79.25, 2039), 300, 25),
+        _gpu("h100", (989, 67), (79.11, 3350), 450, 50),
+        _gpu("h100-nvl", (835, 60), (93.0, 3900), 300, 50, domain=2),
+        _gpu("h100-pcie", (756, 51), (79.11, 2000), 300, 50, domain=2),
+        _gpu("h200", (989, 67), (141.0, 4800), 450, 50),
+        _gpu("b200", (2250, 75), (178.36, 7700), 900, 50),
         # Virtual devices of one desktop core each; `calibrate` measures this machine's.
         Chip(
             "cpu", "cpu", 2e10, 4e10, 4 * GIB, 5e9, 4e9, 1e9, domain=1024, host=1024, latency=1e-3

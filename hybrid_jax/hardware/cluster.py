@@ -15,6 +15,7 @@ from hybrid_jax.config.strategy import MESH_AXES, Strategy
 from hybrid_jax.errors import UserError, nearest
 from hybrid_jax.hardware.chips import CHIPS, Chip, chip_of_kind
 from hybrid_jax.hardware.links import Link, TorusDim, take_torus
+from hybrid_jax.hardware.topologies import check_torus, torus_of
 
 
 @dataclass(frozen=True)
@@ -157,29 +158,14 @@ def _cluster(chip: Chip, sizes: str, text: str) -> Cluster:
     if not chip.torus_dims:
         return _switched(chip, shape, text)
     if len(shape) == 1:
-        shape = _cubic(shape[0], chip)
-        if shape is None:
-            raise UserError(
-                f"devices={text!r}: no {chip.torus_dims}-dimensional torus of {sizes} {chip.name} "
-                "chips: use a power of two, or write the topology."
-            )
+        shape = torus_of(shape[0], chip, text)
     if len(shape) not in (chip.torus_dims, chip.torus_dims + 1):
         raise UserError(
             f"devices={text!r}: a {chip.name} slice has {chip.torus_dims} dims (one number more "
             f"is the number of slices), not {len(shape)}."
         )
     torus, slices = shape[: chip.torus_dims], (*shape, 1)[chip.torus_dims]
-    for size in torus:
-        if size not in (1, 2) and size % 4:
-            raise UserError(
-                f"devices={text!r}: dim {size} of a {chip.name} torus must be 1, 2 or a multiple "
-                "of 4."
-            )
-    if math.prod(torus) > chip.domain:
-        raise UserError(
-            f"devices={text!r}: a {chip.name} slice has at most {chip.domain} chips, not "
-            f"{math.prod(torus)}: use several slices, with one number more."
-        )
+    check_torus(torus, chip, text)
     return Cluster(chip, torus, slices)
 
 
@@ -196,15 +182,6 @@ def _switched(chip: Chip, shape: tuple[int, ...], text: str) -> Cluster:
             f"use {count // chip.host * chip.host} or {-(-count // chip.host) * chip.host}."
         )
     return Cluster(chip, (count,))
-
-
-def _cubic(count: int, chip: Chip) -> tuple[int, ...] | None:
-    """The most even torus of powers of two with `count` chips, within one slice."""
-    power = count.bit_length() - 1
-    if count != 2**power or count > chip.domain:
-        return None
-    dims = chip.torus_dims
-    return tuple(2 ** ((power + dim) // dims) for dim in range(dims))
 
 
 def _chip(name: str) -> Chip:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -103,9 +104,17 @@ def supports_splash(q: jax.Array) -> bool:
 def supports_cudnn(q: jax.Array, segment_ids: jax.Array | None) -> bool:
     """Whether cuDNN takes these queries; with a mask it would be handed the whole [T, T] of it."""
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    # Tracing for cuDNN asks the library for its version: it must be present, not just targeted.
-    present = jax.default_backend() == "gpu"
+    # Tracing for cuDNN asks the library for its version: it must be here, also for absent GPUs.
+    present = jax.default_backend() == "gpu" or _has_cudnn()
     return present and half and segment_ids is None and q.shape[3] % 8 == 0 and q.shape[3] <= 128
+
+
+def _has_cudnn() -> bool:
+    """Whether the library is installed as a Python package, as JAX's CUDA plugin finds it."""
+    try:
+        return importlib.util.find_spec("nvidia.cudnn") is not None
+    except ModuleNotFoundError:  # no package of NVIDIA's at all
+        return False
 
 
 def _present(*args: jax.Array | None) -> list[jax.Array]:

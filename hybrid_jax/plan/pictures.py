@@ -83,7 +83,8 @@ def plot_comparison(report: PlanReport, ax: Axes | None = None) -> Axes:
             write_beside(ax, -0.6, text, points, align, color=MUTED)
     for row, plan in enumerate(plans):
         if plan.time is None:
-            ax.text(0, row, f" {plan.reason}", va="center", fontsize=SMALL, color=MUTED)
+            reason = textwrap.shorten(plan.reason, 110)
+            ax.text(0, row, f" {reason}", va="center", fontsize=SMALL, color=MUTED)
             continue
         end_bar(ax, row, plan.time.total, format_duration(plan.time.total))
         write_beside(ax, row, f"{plan.time.mfu:.0%}", 22)
@@ -99,19 +100,27 @@ def plot_comparison(report: PlanReport, ax: Axes | None = None) -> Axes:
 
 
 def plot_memory(report: PlanReport, ax: Axes | None = None) -> Axes:
-    """Draws a bar for each plan shown: the memory of one device, by part, beside what there is."""
+    """Draws a bar for each plan shown: the memory of one device, by part, beside what there is.
+
+    A diamond is what the compiler says, where it was asked.
+    """
     plans = _shown(report)
     ax = ax or new_axes("PlanReport.plot_memory", WIDTH, _height(len(plans)))
-    largest = max(plan.memory.total for plan in plans)
+    compiled = {found.strategy: found.compiled.total for found in report.verified}
+    compiled = {strategy: total for strategy, total in compiled.items() if total}
+    largest = max(max(plan.memory.total, compiled.get(plan.strategy, 0)) for plan in plans)
     unit, size = byte_unit(largest)
     rows = [{name: value / size for name, value in _parts(plan.memory)} for plan in plans]
     stacked_bars(ax, rows, MEMORY_COLORS)
     _name_plans(ax, plans)
     for row, plan in enumerate(plans):
-        total = plan.memory.total / size
-        end_bar(ax, row, total, f"{total:.3g}", color=INK if plan.time else MUTED)
+        predicted, found = plan.memory.total / size, compiled.get(plan.strategy, 0) / size
+        text = f"{predicted:.3g}" + (f", compiled {found:.3g}" if found else "")
+        end_bar(ax, row, max(predicted, found), text, color=INK if plan.time else MUTED)
+        if found:
+            ax.plot([found], [row], "D", color=INK, markeredgecolor="white", markersize=6)
     right = _draw_limits(ax, report, largest / size, unit, size)
-    ax.set_xlim(0, max(1.12 * largest / size, 1.02 * right))
+    ax.set_xlim(0, max((1.25 if compiled else 1.12) * largest / size, 1.02 * right))
     ax.set_ylim(len(plans) - 0.5, -0.95)
     nothing = "" if report.fits else f": nothing fits; {report.remedy}"
     set_title(ax, f"Memory of one device, {unit}{nothing}")

@@ -18,6 +18,8 @@ from hybrid_jax.plan import tables
 from hybrid_jax.plan.bounds import Bounds, bounds
 from hybrid_jax.plan.memory import OPTIMIZER_BYTES
 from hybrid_jax.plan.search import Plan, Problem, search
+from hybrid_jax.plan.verified import Verified
+from hybrid_jax.plan.verify import TIMEOUT_SECONDS, rerank, verify
 from hybrid_jax.tables import Tables
 
 if TYPE_CHECKING:
@@ -46,21 +48,24 @@ class PlanReport(Tables):
       plans: one for each layout, the fastest first, then those that do not fit.
       top: how many of them the tables show.
       remedy: where nothing fits, what would make it fit.
+      verified: what the compiler says of the best plans, where it was asked.
     """
 
     problem: Problem
     plans: tuple[Plan, ...]
     top: int = 8
     remedy: str = ""
+    verified: tuple[Verified, ...] = ()
 
     @property
     def fits(self) -> bool:
-        """Whether any plan does."""
-        return self.plans[0].time is not None
+        """Whether any plan does; after `verify`, whether the compiler says so of one."""
+        confirmed = any(found.fits for found in self.verified) or not self.verified
+        return self.plans[0].time is not None and confirmed
 
     @property
     def best(self) -> Strategy:
-        """The fastest strategy that fits.
+        """The fastest strategy that fits; after `verify`, that the compiler says fits.
 
         Raises:
           UserError: none does: the nearest miss, and what would make it fit.
@@ -69,13 +74,42 @@ class PlanReport(Tables):
             raise UserError(self.miss)
         return self.plans[0].strategy
 
+    def verify(
+        self, top: int = 3, *, jobs: int = 1, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> PlanReport:
+        """Returns the report with the best plans compiled, and ranked by what came of it.
+
+        Compiles with the real compiler for devices that need not be here, each plan in a process
+        of its own. One that does not fit, or that the compiler fails on, loses its rank; where none
+        of the first is confirmed, the next ones are tried, up to a limit.
+
+        Args:
+          top: plans to compile.
+          jobs: compilations at a time; each may use several GB of this machine's memory.
+          timeout_seconds: of each.
+
+        Raises:
+          UserError: the compiler is not installed; the message says how to install it.
+        """
+        found = verify(self.problem, self.plans, top, jobs=jobs, timeout_seconds=timeout_seconds)
+        plans = rerank(self.problem, self.plans, found)
+        remedy = self.remedy or "verify more plans, or use more devices or larger ones"
+        return replace(self, plans=plans, remedy=remedy, verified=found)
+
     @property
     def miss(self) -> str:
         """Where nothing fits, by how much and what would help, on one line."""
+        devices = self.problem.cluster.describe()
+        if self.verified:
+            first = self.verified[0]
+            return (
+                f"the compiler confirms none of the {len(self.verified)} best plans on {devices}: "
+                f"the first, {first.strategy.describe()}, {first.verdict}; {self.remedy}."
+            )
         nearest_miss = self.plans[0]
         return (
-            f"nothing fits on {self.problem.cluster.describe()}: the smallest, "
-            f"{nearest_miss.strategy.describe()}, {nearest_miss.reason}; {self.remedy}."
+            f"nothing fits on {devices}: the smallest, {nearest_miss.strategy.describe()}, "
+            f"{nearest_miss.reason}; {self.remedy}."
         )
 
     def __rich__(self) -> Group:
@@ -84,6 +118,8 @@ class PlanReport(Tables):
         left = len(self.plans) - len(shown)
         if left:
             parts.append(tables.note(f"and {left} layouts more; top={len(self.plans)} shows all"))
+        if self.verified:
+            parts.append(tables.beside_compiled(self.verified))
         parts.append(tables.memory_parts(self.problem, shown))
         if self.fits:
             parts.append(tables.time_parts([plan for plan in shown if plan.time]))
@@ -152,6 +188,7 @@ class PlanReport(Tables):
                 "memory_bytes": problem.room,
                 "plans": [_plan_fields(plan) for plan in self.plans],
                 "remedy": self.remedy,
+                "verified": [found.to_fields() for found in self.verified],
             },
             indent=2,
         )
@@ -168,6 +205,7 @@ def plan(
     precision: str = "bf16",
     memory_gib: float | None = None,
     top: int = 8,
+    verify: int | None = None,
     **fixed: Any,
 ) -> PlanReport:
     """Ranks the strategies for a model, a cluster and a batch; touches no device.
@@ -186,6 +224,7 @@ def plan(
       precision: of the compute, "bf16", "fp16" or "f32".
       memory_gib: that a step may use of a device; None: all of it.
       top: how many plans the tables show.
+      verify: how many plans to compile, to see what they need; None: none. See `PlanReport.verify`.
       fixed: fields of `Strategy` to keep at one value, such as `stage=4` or `remat="layer"`.
 
     Raises:
@@ -204,7 +243,8 @@ def plan(
     _check(problem, top, fixed)
     plans = search(problem, fixed)
     remedy = "" if plans[0].time is not None else _remedy(problem, fixed)
-    return PlanReport(problem, tuple(plans), top, remedy)
+    report = PlanReport(problem, tuple(plans), top, remedy)
+    return report if verify is None else report.verify(verify)
 
 
 def _config(model: Any) -> DecoderConfig:

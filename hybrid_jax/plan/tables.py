@@ -13,6 +13,7 @@ from hybrid_jax.config.strategy import MESH_AXES
 from hybrid_jax.plan.bounds import Bounds
 from hybrid_jax.plan.memory import Memory
 from hybrid_jax.plan.search import Plan, Problem
+from hybrid_jax.plan.verified import Verified
 from hybrid_jax.tables import byte_unit, format_bytes, format_duration, make_table
 
 GIB = 2**30
@@ -95,6 +96,55 @@ def time_parts(plans: Sequence[Plan]) -> Table:
         "half behind matmuls; sums: adding up gradients of microbatches"
     )
     return table
+
+
+def beside_compiled(verified: Sequence[Verified]) -> Table:
+    """Memory and traffic as predicted and as the compiler has them, a row for each plan."""
+    axes = _heavy_axes(verified)
+    links = (f">over {axes}" for axes in axes)
+    columns = (">predicted", ">compiled", ">error", *links, ">seconds", "verdict")
+    table = make_table("Predicted beside compiled", "strategy", *columns)
+    unit, size = byte_unit(max(row.predicted for row in verified))
+    sent = [value for row in verified for value in (*row.predicted_sent.values(), 0)]
+    sent_unit, sent_size = byte_unit(max(sent))
+    for row in verified:
+        compiled = row.compiled
+        table.add_row(
+            row.strategy.describe(),
+            f"{row.predicted / size:.2f}",
+            f"{compiled.total / size:.2f}" if compiled.total else "-",
+            "-" if row.error is None else f"{row.error:+.1%}",
+            *(_pair(row.predicted_sent.get(a), row.sent.get(a), sent_size) for a in axes),
+            f"{compiled.seconds:.0f}" if compiled.seconds else "-",
+            row.verdict,
+            style="" if row.fits else "dim",
+        )
+    for column in table.columns[1:-1]:
+        column.no_wrap = True
+    kinds = {row.compiled.device_kind for row in verified if row.compiled.device_kind}
+    compiled_for = f" for {kinds.pop()}" if kinds else ""
+    table.caption = (
+        f"{unit} per device; over an axis: {sent_unit} sent per step as predicted | in the "
+        f"compiled program{compiled_for}; seconds: to compile"
+    )
+    return table
+
+
+def _heavy_axes(verified: Sequence[Verified]) -> list[str]:
+    """The mesh axes over which some plan sends 1 % of its bytes or more."""
+    heavy: dict[str, None] = {}
+    for row in verified:
+        for sent in (row.predicted_sent, row.sent):
+            whole = sum(sent.values())
+            heavy |= dict.fromkeys(axis for axis in sent if sent[axis] >= 0.01 * whole)
+    return list(heavy)
+
+
+def _pair(predicted: float | None, compiled: float | None, size: int) -> str:
+    if predicted is None and compiled is None:
+        return "-"
+    shown = ("-" if sent is None else f"{sent / size:.3g}" for sent in (predicted, compiled))
+    return " | ".join(shown)
 
 
 def beside_peers(plan: Plan, bounds: Bounds) -> Table:

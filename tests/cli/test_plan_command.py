@@ -24,6 +24,26 @@ def test_prints_plans_and_the_best_strategy(tmp_path, capsys):
     assert json.loads(path.read_text())["global_batch"] == 128
 
 
+TINY = """
+model: {preset: nano, num_layers: 2, embed_dim: 16, mlp_dim: 32, num_heads: 2, max_length: 64}
+data: {source: kjv, global_batch: 4, seq_len: 16}
+"""
+
+
+def test_verifies_in_a_child_process(tmp_path, capsys):
+    config, plans = tmp_path / "tiny.yaml", tmp_path / "plans.json"
+    config.write_text(TINY)
+    options = ["--devices", "cpu:2", "--verify", "1", "--json", str(plans)]
+    assert main(["plan", str(config), *options]) == 0
+    captured = capsys.readouterr()
+    assert "Predicted beside compiled" in captured.out
+    assert captured.err == ""  # progress is for terminals
+    (found,) = json.loads(plans.read_text())["verified"]
+    assert found["verdict"] == "fits"
+    best = Strategy(**yaml.safe_load(captured.out[captured.out.index("replica: 1") :]))
+    assert best == Strategy(**found["strategy"])
+
+
 def test_saves_pictures(tmp_path, capsys):
     for name, devices, status in (("fits.png", "v5p:4x4x4", 0), ("not.svg", "v5e:2x2", 2)):
         path = tmp_path / name
@@ -41,6 +61,11 @@ def test_mistakes(capsys):
         (["--devices", "v5p:4x4x4", "--save", "plan.jpg"], "must end in .png, .pdf or .svg"),
         (["--devices", "v5p:4x4x4", "--save", "plan"], "must end in .png, .pdf or .svg"),
         (["--devices", "v5e:2x2"], "nothing fits on v5e:2x2"),
+        (["--devices", "v5e:2x2"], "such devices would do"),
+        (["--devices", "v5e:3x2"], "use 'v5e:2x4'"),
+        (["--devices", "v5e:2x2", "--verify", "0"], "verify=0 must be a whole number, at least 1"),
+        (["--devices", "v5e:2x2", "--verify", "all"], "--verify: invalid int value: 'all'"),
+        (["--devices", "v5e:2x2", "--verify"], "--verify: expected one argument"),
     ):
         assert main(["plan", CONFIG, *options]) == 2
         error = capsys.readouterr().err

@@ -34,6 +34,23 @@ def test_names(name, devices, slices, islands):
 
 
 @pytest.mark.parametrize(
+    ("count", "torus"),
+    [
+        ("v5p:1", "v5p:1x1x1"),
+        ("v5p:4", "v5p:2x2x1"),
+        ("v5p:16", "v5p:2x2x4"),
+        ("v5p:32", "v5p:2x4x4"),
+        ("v5p:192", "v5p:4x4x12"),
+        ("v5p:6144", "v5p:16x16x24"),
+        ("v5e:8", "v5e:2x4"),
+        ("v6e:128", "v6e:8x16"),
+    ],
+)
+def test_a_number_of_chips_is_the_most_even_torus(count, torus):
+    assert Cluster.of(count).describe() == torus
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("v5q:4x4x4", "unknown chip 'v5q'.*Did you mean 'v5p'"),
@@ -42,9 +59,14 @@ def test_names(name, devices, slices, islands):
         ("h100:12", "12 is no multiple: use 8 or 16"),
         ("h100:8x8", "has no torus.*'h100:64'"),
         ("v5p:4x4", "slice has 3 dims"),
-        ("v5e:3x3", "dim 3 of a v5e torus must be 1, 2 or a multiple of 4"),
-        ("v5e:32x32", "at most 256 chips, not 1024"),
-        ("v5p:48", "no 3-dimensional torus of 48"),
+        ("v5e:3x3", "dim 3 of a v5e torus must be 1, 2 or a multiple of 4: use 'v5e:2x4'"),
+        ("v5e:32x32", "at most 256 chips, not 1024.*one number more: use 'v5e:16x16'"),
+        ("v5e:32x8", "dim 32 of a v5e torus must be at most 16: use 'v5e:16x16'"),
+        ("v5e:1x8", "part of one host, 2x4, or made of 2x2: use 'v5e:2x4'"),
+        ("v5p:1x4x4", "made of 2x2x1: use"),
+        ("v5p:2x2x8", "beyond 4x4x4 is made of such cubes: use 'v5p:2x4x4'"),
+        ("v5p:48", "no 3-dimensional torus of 48 v5p chips: use 'v5p:2x4x4' or 'v5p:4x4x4'"),
+        ("v5e:512", "no 2-dimensional torus of 512.*use 'v5e:16x16'.*slices as one number more"),
         ("v5p:4x-4x4", "must be whole numbers above 0"),
         ("h100:0", "must be whole numbers above 0"),
         ("there/is/none.yaml", "no such file"),

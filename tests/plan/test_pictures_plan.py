@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 from hybrid_jax.config.model import preset
 from hybrid_jax.errors import UserError
+from hybrid_jax.plan.compile import Compiled
 from hybrid_jax.plan.phases import phases
 from hybrid_jax.plan.report import PlanReport, plan
+from hybrid_jax.plan.verified import Verified
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -122,6 +125,18 @@ def test_a_devices_memory_is_dashed_beside_a_limit():
     lines = report_of("h200:8", memory_gib=100, top=2).plot_memory().lines
     assert [line.get_linestyle() for line in lines] == ["-", "--"]
     assert lines[0].get_xdata()[0] < lines[1].get_xdata()[0]
+
+
+def test_what_the_compiler_says_is_a_diamond(limited):
+    first, second = fitting(limited)[:2]
+    verified = tuple(
+        Verified(found.strategy, 4 * 2**30, found.memory.total, {}, compiled)
+        for found, compiled in ((first, Compiled(total=3 * 2**30)), (second, Compiled(failure="x")))
+    )
+    ax = replace(limited, verified=verified).plot_memory()
+    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in diamonds] == [(3.0, 0)]
+    assert any(text.endswith(", compiled 3") for text in texts(ax))
 
 
 @pytest.mark.parametrize(
