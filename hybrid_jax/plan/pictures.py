@@ -115,7 +115,7 @@ def plot_memory(report: PlanReport, ax: Axes | None = None) -> Axes:
     _name_plans(ax, plans)
     for row, plan in enumerate(plans):
         predicted, found = plan.memory.total / size, compiled.get(plan.strategy, 0) / size
-        text = f"{predicted:.3g}" + (f", compiled {found:.3g}" if found else "")
+        text = f"  {predicted:.3g}, compiled {found:.3g}" if found else f"{predicted:.3g}"
         end_bar(ax, row, max(predicted, found), text, color=INK if plan.time else MUTED)
         if found:
             ax.plot([found], [row], "D", color=INK, markeredgecolor="white", markersize=6)
