@@ -76,6 +76,20 @@ def byte_unit(largest: float) -> tuple[str, int]:
     return "KiB", 2**10
 
 
+def format_flops(flops: float) -> str:
+    """Floating-point operations with a decimal unit and three digits.
+
+    >>> format_flops(2.5e12), format_flops(0)
+    ('2.5 TFLOP', '0 FLOP')
+    """
+    amount, unit = float(flops), ""
+    for larger in "kMGTPE":
+        if abs(amount) < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.3g} {unit}FLOP"
+
+
 def format_duration(seconds: float) -> str:
     """Seconds with a fitting unit and three digits.
 

@@ -13,13 +13,13 @@ from tiny import decoder, plain_batch, ragged_batch
 from hybrid_jax.bench import baseline
 from hybrid_jax.bench.baseline import make_plain_step
 from hybrid_jax.bench.compare import bench, bench_from_config
-from hybrid_jax.bench.measure import Times
 from hybrid_jax.bench.report import BenchReport
 from hybrid_jax.bench.strategies import parse_strategy, read_strategies
 from hybrid_jax.config.load import load_config
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.sharding.mesh import make_mesh
+from hybrid_jax.timing import Times
 from hybrid_jax.train.step import make_train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -34,6 +34,7 @@ HOUSE = [
     (1, "hardware", ["hardware.*"]),
     (1, "sharding", ["sharding.*"]),
     (1, "models", ["models.*"]),
+    (1, "timing", ["timing"]),
     (
         2,
         "executor",

@@ -10,7 +10,6 @@ import numpy as np
 import optax
 
 from hybrid_jax.bench.baseline import make_plain_step
-from hybrid_jax.bench.measure import Program, Times, compile_program, measure
 from hybrid_jax.bench.report import BenchReport, BenchRow, ProgramName, Ratio
 from hybrid_jax.config.checks import check_int
 from hybrid_jax.config.run import RunConfig
@@ -20,6 +19,7 @@ from hybrid_jax.inspect.memory import memory
 from hybrid_jax.models.decoder import Decoder
 from hybrid_jax.runtime.cpu import force_cpu_devices
 from hybrid_jax.sharding.mesh import make_mesh
+from hybrid_jax.timing import Program, Times, compile_program, measure
 from hybrid_jax.train.optimizer import make_optimizer
 from hybrid_jax.train.step import TrainStep, make_train_step
 

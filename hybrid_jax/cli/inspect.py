@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.figures import check_picture_path
 
 if TYPE_CHECKING:
     from hybrid_jax.config.run import RunConfig
 
 
-def inspect(config: RunConfig) -> None:
-    """Print what the train step of a config costs: parameters, memory, communication."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `inspect`."""
+    parser.add_argument("--save", metavar="FILE", help="draw it here: a .png, .pdf or .svg")
+    parser.add_argument("--json", metavar="FILE", help="write the whole report here too")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="time the step against the same work at stage=1: the bubble as it is",
+    )
+
+
+def inspect(
+    config: RunConfig, save: str | None = None, json: str | None = None, measure: bool = False
+) -> None:
+    """Print what the train step of a config costs: FLOPs, bubble, memory, communication, flags."""
     from hybrid_jax.build import build_train_step, examine_layout
     from hybrid_jax.inspect.report import inspect as make_report
 
+    _check_file(json)
+    if save is not None:
+        check_picture_path("--save", save)
     # All errors of the layout; building the step raises the first. The report has the warnings.
     for finding in examine_layout(config):
         if finding.kind == "error":
             print(f"error: {finding.message}")
-    print(make_report(build_train_step(config), (config.data.global_batch, config.data.seq_len)))
+    batch_shape = (config.data.global_batch, config.data.seq_len)
+    report = make_report(build_train_step(config), batch_shape, measure=measure)
+    print(report)
+    if json is not None:
+        Path(json).write_text(report.to_json() + "\n")
+    if save is not None:
+        report.save(save)
+
+
+def _check_file(json: str | None) -> None:
+    """Refuses what could not be written, before the minutes of a compile."""
+    if json is None:
+        return
+    if Path(json).is_dir():
+        raise UserError(
+            f"--json {json} is a folder: give the path of a file, such as {json}/a.json."
+        )
+    if not Path(json).parent.is_dir():
+        raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it.")

@@ -89,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "bench":
             bench.add_arguments(subparser)
+        elif name == "inspect":
+            inspect.add_arguments(subparser)
         elif name == "plan":
             plan.add_arguments(subparser)
     line = "Prepare texts for training: prepare, tokenizer, show."

@@ -18,6 +18,8 @@ _CALLED = re.compile(
     r"\b(calls|to_apply|condition|body|true_computation|false_computation)=%?([^\s,{}]+)"
 )
 _CALLED_LIST = re.compile(r"\b(branch_computations|called_computations)=\{([^}]*)\}")
+_BROKEN = re.compile(r'\n(?="|\}\})')
+"""Line breaks inside an instruction: Pallas kernels carry their metadata as indented JSON."""
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -97,7 +99,7 @@ def parse(text: str) -> Module:
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    for line in _BROKEN.sub(" ", text).splitlines():
         if current is None:
             if header := _HEADER.match(line):
                 current = Computation(header[2])

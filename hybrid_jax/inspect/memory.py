@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 
@@ -17,6 +17,7 @@ class MemoryReport:
       temp: what lives only while the program runs.
       alias: the part of `output` that reuses the memory of donated inputs.
       total: the most that is in use at once.
+      state: of a train step, part → bytes in `argument`, as `state_parts` gives them.
     """
 
     argument: int
@@ -24,6 +25,12 @@ class MemoryReport:
     temp: int
     alias: int
     total: int
+    state: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def working(self) -> int:
+        """What is in use at the peak beyond arguments and results: gradients, activations, …"""
+        return self.total - self.argument - (self.output - self.alias)
 
 
 def memory(compiled: jax.stages.Compiled) -> MemoryReport:

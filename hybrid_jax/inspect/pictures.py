@@ -71,10 +71,11 @@ def plot_memory(report: Report, ax: Axes | None = None) -> Axes:
 
 
 def memory_parts(memory: MemoryReport) -> dict[str, int]:
-    """Returns part → bytes, which add up to the peak."""
-    results = memory.output - memory.alias
-    parts = {"arguments": memory.argument, "results": results}
-    parts["temporaries"] = memory.total - sum(parts.values())
+    """Returns part → bytes, which add up to the peak: the state by name, and what a step adds."""
+    parts = dict(memory.state) or {"arguments": memory.argument}
+    parts["padding"] = memory.argument - sum(parts.values())
+    parts["results"] = memory.output - memory.alias
+    parts["temporaries"] = memory.working
     return {name: num_bytes for name, num_bytes in parts.items() if num_bytes}
 
 

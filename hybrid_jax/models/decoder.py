@@ -124,9 +124,11 @@ class Block(nnx.Module):
         constrain: Constrain,
     ) -> jax.Array:
         drop_attention, drop_mlp = dropouts
-        y = self.attention(self.attention_norm(x), positions, segment_ids, constrain)
+        with jax.named_scope("attention"):
+            y = self.attention(self.attention_norm(x), positions, segment_ids, constrain)
         x = constrain(x + drop_attention(y), RESIDUAL)
-        y = self.mlp(self.mlp_norm(x), constrain)
+        with jax.named_scope("mlp"):
+            y = self.mlp(self.mlp_norm(x), constrain)
         return constrain(x + drop_mlp(y), RESIDUAL)
 
 

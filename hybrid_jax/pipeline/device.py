@@ -97,6 +97,7 @@ class Device:
         params, *rest = known
         return jax.vjp(lambda params, x: self.program.chunk(params, x, *rest), params, x)
 
+    @jax.named_scope("forward_slot")
     def forward_slot(
         self, work: Work, x: jax.Array, *, has_bubbles: bool
     ) -> tuple[jax.Array, PyTree]:
@@ -121,6 +122,7 @@ class Device:
             return lax.cond(work.valid, run, lambda *_: idle, known, x)
         return run(known, jnp.where(work.valid, x, self._bubble(self.x_shape)))
 
+    @jax.named_scope("head_slot")
     def head_slot(
         self, microbatch: jax.Array, y: jax.Array, totals: Totals, *, always: bool
     ) -> tuple[Totals, jax.Array]:
@@ -148,6 +150,7 @@ class Device:
         idle = lambda y, totals: (totals, jnp.zeros_like(y))
         return lax.cond(microbatch >= 0, run, idle, y, totals)
 
+    @jax.named_scope("backward_slot")
     def backward_slot(
         self, work: Work, stored: PyTree, dy: jax.Array, totals: Totals, *, has_bubbles: bool
     ) -> tuple[Totals, jax.Array]:
@@ -184,7 +187,8 @@ class Device:
         pairs = [(source, (source + step) % self.stages) for source in range(self.stages)]
         if self.schedule.chunks == 1:  # without chunks nothing goes around
             pairs = [(source, target) for source, target in pairs if target - source == step]
-        return lax.ppermute(x, "stage", pairs)
+        with jax.named_scope("to_next_stage" if step > 0 else "to_previous_stage"):
+            return lax.ppermute(x, "stage", pairs)
 
     def _add_embedding(
         self, work: Work, known: PyTree, dx: jax.Array, totals: Totals, masked: bool

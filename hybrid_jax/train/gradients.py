@@ -44,14 +44,17 @@ def make_program(
 
     def embed(outer, microbatch, key_data):
         key = layer_key(key_data, model.num_layers)
-        return model.embed(outer, microbatch, key=key, constrain=constrain)
+        with jax.named_scope("embed"):
+            return model.embed(outer, microbatch, key=key, constrain=constrain)
 
     def block(params, x, microbatch, layer_id, key_data):
         key = layer_key(key_data, layer_id)
-        return model.block(params, x, microbatch, key=key, constrain=constrain)
+        with jax.named_scope("blocks"):
+            return model.block(params, x, microbatch, key=key, constrain=constrain)
 
     def head(outer, x, microbatch):
-        return model.head(outer, x, microbatch, constrain=constrain)
+        with jax.named_scope("head"):
+            return model.head(outer, x, microbatch, constrain=constrain)
 
     around = zero.gather_per_layer(block_placements) if strategy.zero == 3 else lambda block: block
     chunk = make_chunk(block, strategy.remat, around)
@@ -110,7 +113,8 @@ def make_loss_and_gradients(
         if ordered and trains:
             outside = totals._replace(block_grads=())
             totals = after(outside, totals.block_grads)._replace(block_grads=totals.block_grads)
-        loss_sum, weight = zero.psum((totals.loss_sum, totals.weight_sum), MANUAL_AXES, mesh)
+        with jax.named_scope("loss"):
+            loss_sum, weight = zero.psum((totals.loss_sum, totals.weight_sum), MANUAL_AXES, mesh)
         per_weight = jnp.where(weight > 0, 1 / weight, 0)
         metrics = {"loss": loss_sum * per_weight, "weight": weight}
         if not trains:
@@ -118,7 +122,7 @@ def make_loss_and_gradients(
         block_grads = _merge_leading(totals.block_grads)
         outer_grads = zero.reduce_scatter(totals.outer_grads, outer_placements)
         if strategy.zero != 3:
-            block_grads = zero.reduce_scatter(block_grads, block_placements)
+            block_grads = zero.reduce_scatter(block_grads, block_placements, root="blocks")
         grads = zero.sum_over_copies({**outer_grads, "blocks": block_grads}, placements, mesh)
         factor = per_weight / loss_scale if scaled else per_weight
         grads = jax.tree.map(lambda grad: grad * factor, grads)
@@ -151,7 +155,7 @@ def _compute_copy(params: PyTree, strategy: Strategy, placements: PyTree) -> PyT
     (outer, blocks), (outer_placements, block_placements) = map(split_params, (params, placements))
     outer = zero.gather(outer, outer_placements)
     if strategy.zero != 3:
-        blocks = zero.gather(blocks, block_placements)
+        blocks = zero.gather(blocks, block_placements, root="blocks")
     return {**outer, "blocks": blocks}
 
 

@@ -113,9 +113,13 @@ class TrainStep:
 
     def lower(self, batch_shape: tuple[int, int] | Mapping[str, jax.ShapeDtypeStruct]):
         """Lowers the step for a batch of [B, T] tokens: the jax stages API, absent hardware too."""
+        return self.trace(batch_shape).lower()
+
+    def trace(self, batch_shape: tuple[int, int] | Mapping[str, jax.ShapeDtypeStruct]):
+        """Traces the step for a batch of [B, T] tokens: the stage before `lower`, with a jaxpr."""
         batch = token_batch(*batch_shape) if isinstance(batch_shape, tuple) else batch_shape
         self._check_batch(batch)
-        return self._step.lower(self.abstract_state(), dict(batch))
+        return self._step.trace(self.abstract_state(), dict(batch))
 
     def abstract_state(self) -> TrainState:
         """The state's shapes, dtypes and shardings, without any array."""

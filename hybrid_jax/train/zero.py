@@ -18,18 +18,19 @@ from jax.sharding import Mesh, PartitionSpec
 
 from hybrid_jax.pipeline.ring import plan_residuals
 from hybrid_jax.sharding.constrain import MANUAL_AXES, automatic_part, entry_axes
-from hybrid_jax.sharding.placement import Placement
+from hybrid_jax.sharding.placement import Placement, path_name
 
 PyTree = Any
 
 
-def gather(shards: PyTree, placements: PyTree, *, first_dim: int = 0) -> PyTree:
+def gather(shards: PyTree, placements: PyTree, *, first_dim: int = 0, root: str = "") -> PyTree:
     """Puts parameters together over their ZeRO axes.
 
     Args:
       shards: this device's parameters.
       placements: their placements, of the stored arrays.
       first_dim: how many leading dims of the stored arrays are already taken away.
+      root: path of `shards` in the tree of all parameters; it names the collectives.
     """
 
     def gather_leaf(shard, placement):
@@ -38,11 +39,18 @@ def gather(shards: PyTree, placements: PyTree, *, first_dim: int = 0) -> PyTree:
             shard = lax.all_gather(shard, axis, axis=placement.zero_dim - first_dim, tiled=True)
         return shard
 
-    return _on_model_shards(gather_leaf, shards, placements, first_dim)
+    names = f"parameter/{root}"
+    return _on_model_shards(gather_leaf, shards, placements, first_dim, names=names)
 
 
-def reduce_scatter(grads: PyTree, placements: PyTree, *, first_dim: int = 0) -> PyTree:
-    """Sums gradients over their ZeRO axes, keeping this device's shard; f32 on the wire."""
+def reduce_scatter(
+    grads: PyTree, placements: PyTree, *, first_dim: int = 0, root: str = ""
+) -> PyTree:
+    """Sums gradients over their ZeRO axes, keeping this device's shard; f32 on the wire.
+
+    Args:
+      first_dim, root: as for `gather`.
+    """
 
     def reduce_leaf(grad, placement):
         total = grad.astype(jnp.float32)
@@ -52,7 +60,8 @@ def reduce_scatter(grads: PyTree, placements: PyTree, *, first_dim: int = 0) -> 
             )
         return total.astype(grad.dtype)
 
-    return _on_model_shards(reduce_leaf, grads, placements, first_dim)
+    names = f"gradient/{root}"
+    return _on_model_shards(reduce_leaf, grads, placements, first_dim, names=names)
 
 
 def sum_over_copies(grads: PyTree, placements: PyTree, mesh: Mesh) -> PyTree:
@@ -62,18 +71,25 @@ def sum_over_copies(grads: PyTree, placements: PyTree, mesh: Mesh) -> PyTree:
         axes = copy_axes(placement, mesh)
         return lax.psum(grad, axes) if axes else grad
 
-    return _on_model_shards(sum_leaf, grads, placements)
+    return _on_model_shards(sum_leaf, grads, placements, names="gradient")
 
 
 def _on_model_shards(
-    leaf_function: Callable, tree: PyTree, placements: PyTree, first_dim: int = 0
+    leaf_function: Callable, tree: PyTree, placements: PyTree, first_dim: int = 0, *, names: str
 ) -> PyTree:
     """Maps `leaf_function(leaf, placement)` over `tree`, on each `model` shard by itself.
+
+    In the compiled program the collectives of a leaf are called `names` and the leaf's path.
 
     A collective over a manual axis would make XLA gather its operand over the automatic `model`
     axis first, and then send every byte `model` times: so `model` is manual in here too.
     """
-    run = lambda tree: jax.tree.map(leaf_function, tree, placements)
+
+    def named(path, leaf, placement):
+        with jax.named_scope(names), jax.named_scope(path_name(path)):
+            return leaf_function(leaf, placement)
+
+    run = lambda tree: jax.tree_util.tree_map_with_path(named, tree, placements)
     if jax.sharding.get_abstract_mesh().shape["model"] == 1:
         return run(tree)
 
@@ -96,8 +112,9 @@ def global_norm(grads: PyTree, placements: PyTree, mesh: Mesh) -> jax.Array:
             total = total / size
         return total
 
-    squares = jax.tree.leaves(jax.tree.map(square, grads, placements))
-    return jnp.sqrt(psum(sum(squares), MANUAL_AXES, mesh))
+    with jax.named_scope("grad_norm"):
+        squares = jax.tree.leaves(jax.tree.map(square, grads, placements))
+        return jnp.sqrt(psum(sum(squares), MANUAL_AXES, mesh))
 
 
 def psum(x: PyTree, axes: tuple[str, ...], mesh: Mesh) -> PyTree:
@@ -122,6 +139,9 @@ def gather_per_layer(placements: PyTree) -> Callable[[Callable], Callable]:
       placements: of the stacked block parameters [L, ...].
     """
 
+    def gather_layer(shards):
+        return gather(shards, placements, first_dim=1, root="blocks")
+
     def wrap(block: Callable) -> Callable:
         def forward(known, x):
             params, *rest = known
@@ -129,18 +149,18 @@ def gather_per_layer(placements: PyTree) -> Callable[[Callable], Callable]:
 
         @jax.custom_vjp
         def sharded_block(shards, x, *rest):
-            return block(gather(shards, placements, first_dim=1), x, *rest)
+            return block(gather_layer(shards), x, *rest)
 
         def sharded_forward(shards, x, *rest):
-            known = (gather(shards, placements, first_dim=1), *rest)
+            known = (gather_layer(shards), *rest)
             y, vjp = forward(known, x)
             return y, (plan_residuals(forward, known, x).split(vjp), shards, rest)
 
         def sharded_backward(residuals, dy):
             stored, shards, rest = residuals
-            known = (gather(shards, placements, first_dim=1), *rest)
+            known = (gather_layer(shards), *rest)
             grads, dx = plan_residuals(forward, known, dy).join(stored, known)(dy)
-            grads = reduce_scatter(grads, placements, first_dim=1)
+            grads = reduce_scatter(grads, placements, first_dim=1, root="blocks")
             return grads, dx, *(None for _ in rest)
 
         sharded_block.defvjp(sharded_forward, sharded_backward)

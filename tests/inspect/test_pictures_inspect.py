@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import decoder
 
+from hybrid_jax.cli import main
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.inspect.parameter_map import plot_parameter
@@ -180,6 +181,10 @@ def test_memory_bar_adds_up_to_the_peak(report):
     widths = [bar.get_width() for container in ax.containers for bar in container]
     np.testing.assert_allclose(sum(widths), report.memory.total / 2**10)
     assert "KiB" in ax.get_title(loc="left")
+    drawn = {container.get_label(): container[0].get_width() for container in ax.containers}
+    for part, num_bytes in report.memory.state.items():
+        assert drawn[part] == pytest.approx(num_bytes / 2**10)
+    assert drawn["temporaries"] == pytest.approx(report.memory.working / 2**10)
 
 
 def test_saves_all_in_one(report, tmp_path):
@@ -188,6 +193,34 @@ def test_saves_all_in_one(report, tmp_path):
     assert plt.get_fignums() == []
     with pytest.raises(UserError, match=r"must end in \.png"):
         report.save(tmp_path / "step.gif")
+
+
+CONFIG = """
+cpu_devices: 8
+model: {preset: nano, num_layers: 2, embed_dim: 16, mlp_dim: 32, num_heads: 2, max_length: 32}
+strategy: {stage: 2, data: 4}
+data: {global_batch: 8, seq_len: 16}
+"""
+
+
+def test_command_saves(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    picture = tmp_path / "step.svg"
+    assert main(["inspect", str(tmp_path / "run.yaml"), "--save", str(picture)]) == 0
+    assert "blocks/mlp/up/kernel" in capsys.readouterr().out
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x.jpg", "must end in .png"), ("no/x.png", "does not exist; make it")]
+)
+def test_command_checks_the_path_first(tmp_path, capsys, name, message):
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    assert main(["inspect", str(tmp_path / "run.yaml"), "--save", str(tmp_path / name)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
 
 
 def test_without_matplotlib(report, monkeypatch):
