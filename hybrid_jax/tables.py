@@ -25,6 +25,9 @@ class Tables:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # IPython in a terminal, and where a notebook's HTML is not shown
+
     def _repr_html_(self) -> str:
         console = Console(file=io.StringIO(), width=_WIDTH, record=True, force_jupyter=False)
         console.print(self)
