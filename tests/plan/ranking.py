@@ -1,67 +1,42 @@
 """Times layouts on 8 virtual CPU devices and correlates them with the planner's prediction.
 
-`python tests/plan/ranking.py` prints a table and Spearman's rank correlation. The machine should
-have nothing else to do.
+`python tests/plan/ranking.py [rounds]` prints a table and Spearman's rank correlation: every way to
+lay 8 devices on stage, data and model, once with as few microbatches as keep the stages busy and
+everything stored, once with one example in each and layers recomputed. The machine should have
+nothing else to do.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from hybrid_jax.config.model import DecoderConfig, preset
+from hybrid_jax.config.model import preset
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.hardware.calibrate import calibrate
 from hybrid_jax.plan.time import step_time
 from hybrid_jax.runtime.cpu import force_cpu_devices
 
-CONFIG = preset("nano", num_layers=8, embed_dim=192, num_heads=4, mlp_dim=512, vocab_size=1024)
+CONFIG = preset("nano", num_layers=8, embed_dim=256, num_heads=8, mlp_dim=768, vocab_size=2048)
 BATCH, LENGTH = 32, 64
-LAYOUTS: tuple[dict[str, Any], ...] = (
-    {"data": 8},
-    {"data": 8, "remat": "none"},
-    {"data": 8, "remat": "stage"},
-    {"data": 8, "microbatches": 4},
-    {"data": 4, "model": 2},
-    {"data": 2, "model": 4},
-    {"data": 2, "model": 4, "rules": "megatron+sp"},
-    {"stage": 2, "data": 4, "microbatches": 2},
-    {"stage": 2, "data": 4, "microbatches": 8},
-    {"stage": 4, "data": 2, "microbatches": 4},
-    {"stage": 4, "data": 2, "microbatches": 8, "schedule": "interleaved", "chunks": 2},
-    {"stage": 8, "microbatches": 8},
-    {"stage": 2, "data": 2, "model": 2, "microbatches": 4},
-    {"stage": 2, "model": 4, "microbatches": 8},
-    {"stage": 4, "model": 2, "microbatches": 16},
-    {"data": 4, "model": 2, "zero": 3, "microbatches": 2},
-    {"data": 8, "zero": 3},
-)
 
 
-def measure(config: DecoderConfig, strategy: Strategy, repeats: int = 5) -> float:
-    """Seconds of the fastest of some steps."""
-    import jax
-    import numpy as np
-    import optax
-
-    import hybrid_jax as hj
-
-    model = hj.models.Decoder(config)
-    train = hj.make_train_step(model, optax.adamw(1e-3), strategy, hj.make_mesh(strategy))
-    state = train.init(jax.random.key(0))
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, BATCH, LENGTH), np.int32)
-    batch = {"tokens": tokens[0], "targets": tokens[1]}
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        state, metrics = train.step(state, batch)
-        jax.block_until_ready((state, metrics))
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def layouts() -> list[Strategy]:
+    """Two strategies for every factorisation of 8."""
+    found = []
+    for stage in (1, 2, 4, 8):
+        for model in (1, 2, 4, 8):
+            if stage * model > 8:
+                continue
+            sizes = {"stage": stage, "data": 8 // (stage * model), "model": model}
+            many = BATCH // sizes["data"]
+            for microbatches, remat in ((stage, "none"), (many, "layer")):
+                found.append(
+                    Strategy(**sizes, microbatches=microbatches, remat=remat, precision="f32")
+                )
+    return found
 
 
 def spearman(first: list[float], second: list[float]) -> float:
@@ -76,18 +51,23 @@ def spearman(first: list[float], second: list[float]) -> float:
     return 1 - 6 * squares / (count * (count**2 - 1))
 
 
-def main() -> None:
+def main(rounds: int) -> None:
     force_cpu_devices(8)
-    cluster = calibrate()
+    import hybrid_jax as hj
+
+    strategies, cluster = layouts(), calibrate()
     print(cluster.chip)
-    predicted, measured = [], []
-    for fields in LAYOUTS:
-        strategy = Strategy(**fields, precision="f32")
-        predicted.append(step_time(CONFIG, strategy, cluster, BATCH, LENGTH).total)
-        measured.append(measure(CONFIG, strategy))
-        print(f"{predicted[-1]:8.3f} {measured[-1]:8.3f} s  {strategy.describe()}", flush=True)
-    print(f"Spearman {spearman(predicted, measured):.2f} over {len(LAYOUTS)} layouts")
+    model = hj.models.Decoder(CONFIG)
+    report = hj.bench(model, strategies, (BATCH, LENGTH), steps=rounds, progress=print)
+    measured = [row.step_seconds for row in report.rows if row.program == "hybrid_jax"]
+    times = [step_time(CONFIG, strategy, cluster, BATCH, LENGTH) for strategy in strategies]
+    predicted = [time.total for time in times]
+    for time, seconds, strategy in sorted(
+        zip(predicted, measured, strategies, strict=True), key=lambda row: row[:2]
+    ):
+        print(f"predicted {time:6.3f} s, measured {seconds:6.3f} s: {strategy.describe()}")
+    print(f"Spearman {spearman(predicted, measured):.2f} over {len(strategies)} layouts")
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if sys.argv[1:] else 8)
