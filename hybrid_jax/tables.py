@@ -25,8 +25,9 @@ class Tables:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))  # IPython in a terminal, and where a notebook's HTML is not shown
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        # The text too: IPython would show the fields of a dataclass.
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
 
     def _repr_html_(self) -> str:
         console = Console(file=io.StringIO(), width=_WIDTH, record=True, force_jupyter=False)
