@@ -85,7 +85,7 @@ def _draw_cells(ax: Axes, schedule: Schedule, kind: str, starts: np.ndarray, wid
             edgecolor="white",
             linewidth=min(0.6, 0.08 * points),
         )
-        if font_size < 4.5:  # points; smaller is not readable
+        if font_size < 5.5:  # points; smaller is not readable
             continue
         for tick in busy:
             ax.text(
