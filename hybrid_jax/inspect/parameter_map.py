@@ -47,6 +47,8 @@ def plot_parameter(strategy: Strategy, row: ParameterRow, ax: Axes | None = None
     ax.set_axis_off()
     shape = " x ".join(map(str, row.shape)) or "scalar"
     title = f"{row.path}, {shape}: {share(found)}"
+    if strategy.chunks > 1 and "layers" in row.axes:
+        title += "; layers in the order of the stages, not of depth"
     ax.set_title(title, loc="left", fontsize=10, color=INK, pad=16 if apart else 6)
     corners = []
     for number in range(found.num_parts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import yaml
@@ -50,6 +51,15 @@ def test_saves_pictures(tmp_path, capsys):
         assert main(["plan", CONFIG, "--devices", devices, "--save", str(path)]) == status
         assert path.stat().st_size > 10_000
     assert "nothing fits" in capsys.readouterr().err
+
+
+def test_saving_needs_matplotlib(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    options = ["--devices", "v5p:4x4x4", "--save", str(tmp_path / "x.png")]
+    assert main(["plan", CONFIG, *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: --save needs matplotlib")
+    assert captured.out == ""
 
 
 def test_mistakes(capsys):

@@ -162,6 +162,12 @@ def test_one_parameter_by_its_path(report):
         report.plot_shardings("blocks/mlp/upp")
 
 
+def test_layers_of_an_interleaved_pipeline_are_not_in_depth_order():
+    strategy = Strategy(stage=2, schedule="interleaved", chunks=2, microbatches=2)
+    title = plot_parameter(strategy, row_of(PartitionSpec("stage"))).get_title(loc="left")
+    assert title.endswith("in the order of the stages, not of depth")
+
+
 def test_one_device_and_a_scalar():
     alone = Strategy()
     ax = plot_parameter(alone, ParameterRow("scale", (), (), PartitionSpec(), 4, 4))
