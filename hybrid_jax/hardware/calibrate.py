@@ -10,70 +10,81 @@ from typing import Any
 from hybrid_jax.hardware.chips import CHIPS, Chip
 from hybrid_jax.hardware.cluster import Cluster
 
-_SIZE = 768  # of the matrices: large enough to be bound by arithmetic
-_LARGE = 2**22  # f32 entries: larger than a core's share of the cache
+_TOKENS, _WIDTH = 256, 512  # of the matrices that a virtual device multiplies
+_LARGE = 2**21  # f32 entries of a device: larger than a core's share of the cache
+_REPEATS = 32  # of an operation in one program, so that starting the program does not count
 
 
 def calibrate() -> Cluster:
     """Returns the cluster of this process's virtual CPU devices; takes a few seconds.
 
-    All devices share the machine's cores, so each counts as its share of what one program gets out
-    of all of them. Fractions are 1: what is measured is what is reached.
+    All devices share the machine's cores, so each counts as its share of what all of them get done
+    at once. Fractions are 1: what is measured is what is reached.
     """
     import jax
 
     count = jax.device_count()
     chip = replace(
         CHIPS["cpu"],
-        flops_f32=_matmul_flops("float32") / count,
-        flops_bf16=_matmul_flops("bfloat16") / count,
-        hbm_bandwidth=_copy_bandwidth() / count,
+        flops_f32=_matmul_flops("float32"),
+        flops_bf16=_matmul_flops("bfloat16"),
+        hbm_bandwidth=_copy_bandwidth(),
         matmul_fraction=1.0,
         hbm_fraction=1.0,
         link_fraction=1.0,
     )
-    return Cluster(_with_links(chip, count), (count,))
+    return Cluster(_with_links(chip) if count > 1 else chip, (count,))
 
 
 def _matmul_flops(dtype: str) -> float:
-    import jax
+    """FLOP/s of one device while all multiply matrices of a small model's sizes."""
     import jax.numpy as jnp
 
-    x = jnp.ones((_SIZE, _SIZE), dtype)
-    return 2 * _SIZE**3 / _seconds(jax.jit(lambda x: x @ x), x)
+    kernel = jnp.ones((_WIDTH, _WIDTH), dtype)
+    seconds = _seconds_each(lambda x: x @ kernel, (_TOKENS, _WIDTH), dtype)
+    return 2 * _TOKENS * _WIDTH**2 / seconds
 
 
 def _copy_bandwidth() -> float:
-    import jax
-    import jax.numpy as jnp
-
-    x = jnp.ones(_LARGE, jnp.float32)
-    return 2 * x.nbytes / _seconds(jax.jit(lambda x: x + 1), x)
+    """Bytes/s of one device while all read and write."""
+    return 2 * 4 * _LARGE / _seconds_each(lambda x: x + 1, (_LARGE,))
 
 
-def _with_links(chip: Chip, count: int) -> Chip:
+def _with_links(chip: Chip) -> Chip:
     """Latency and bandwidth from all-reduces of few and of many bytes over all devices."""
-    if count == 1:
-        return chip
+    import jax
+
+    def reduce_seconds(entries: int) -> float:
+        return _seconds_each(lambda x: jax.lax.psum(x, "all"), (entries,))
+
+    count = jax.device_count()
+    small, large = reduce_seconds(16), reduce_seconds(_LARGE)
+    sent = 2 * (count - 1) / count * 4 * _LARGE
+    return replace(chip, latency=small, link_bandwidth=sent / max(large - small, 1e-6))
+
+
+def _seconds_each(
+    operation: Callable[[Any], Any], shape: tuple[int, ...], dtype: str = "float32"
+) -> float:
+    """Seconds of one of many such operations, one after the other, on all devices at once."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import AxisType
     from jax.sharding import PartitionSpec as P
 
+    def repeated(x):
+        return jax.lax.scan(lambda x, _: (operation(x), None), x, length=_REPEATS)[0]
+
+    count = jax.device_count()
     mesh = jax.make_mesh((count,), ("all",), axis_types=(AxisType.Auto,))
-
-    def reduce_seconds(entries: int) -> float:
-        reduce = jax.shard_map(
-            lambda x: jax.lax.psum(x, "all"), mesh=mesh, in_specs=P("all"), out_specs=P()
-        )
-        return _seconds(jax.jit(reduce), jnp.ones(count * entries, jnp.float32))
-
-    small, large = reduce_seconds(16), reduce_seconds(_LARGE // count)
-    sent = 2 * (count - 1) / count * 4 * (_LARGE // count)
-    return replace(chip, latency=small, link_bandwidth=sent / max(large - small, 1e-6))
+    everywhere = jax.shard_map(
+        repeated, mesh=mesh, in_specs=P("all"), out_specs=P("all"), check_vma=False
+    )
+    x = jnp.zeros((count * shape[0], *shape[1:]), dtype)
+    return _shortest(jax.jit(everywhere), x) / _REPEATS
 
 
-def _seconds(function: Callable[..., Any], *args: Any, repeats: int = 7) -> float:
+def _shortest(function: Callable[..., Any], *args: Any, repeats: int = 7) -> float:
     """The shortest of several calls, after one that compiles."""
     import jax
 

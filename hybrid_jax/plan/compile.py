@@ -69,6 +69,7 @@ class Compiled:
     seconds: float = 0.0
     device_kind: str = ""
     collectives: tuple[dict[str, Any], ...] = ()
+    unknown_loops: tuple[str, ...] = ()
     failure: str = ""
 
 
@@ -98,14 +99,15 @@ def compile_job(job: Job) -> Compiled:
     plan, text = memory(compiled), compiled.as_text()
     assert text is not None, "this backend gives no HLO text"
     # The program of several slices is that of one: what crosses them is no collective there.
-    totals = ledger(text, mesh).by_axis() if job.slices == 1 else ()
+    counted = ledger(text, mesh) if job.slices == 1 else None
     return Compiled(
         total=plan.total,
         argument=plan.argument,
         temp=plan.temp,
         seconds=round(seconds, 1),
         device_kind=mesh.devices.flat[0].device_kind,
-        collectives=tuple(asdict(total) for total in totals),
+        collectives=tuple(map(asdict, counted.by_axis())) if counted else (),
+        unknown_loops=counted.unknown_loops if counted else (),
     )
 
 

@@ -127,6 +127,8 @@ def beside_compiled(verified: Sequence[Verified]) -> Table:
         f"{unit} per device; over an axis: {sent_unit} sent per step as predicted | in the "
         f"compiled program{compiled_for}; seconds: to compile"
     )
+    if any(row.compiled.unknown_loops for row in verified):
+        table.caption += "; some loops, whose trip count depends on data, are counted once"
     return table
 
 

@@ -132,9 +132,13 @@ class _Work:
         self.fused = self.chip.platform != "cpu"
 
     def seconds(self, flops: float, num_bytes: float) -> float:
-        """The longer of the two, at the achievable fractions of the chip's peaks."""
+        """The longer of the two, at the achievable fractions of the chip's peaks.
+
+        On a CPU their sum: the core that moves the bytes is the one that computes.
+        """
         compute = flops / (self.peak * self.chip.matmul_fraction)
-        return max(compute, num_bytes / (self.chip.hbm_bandwidth * self.chip.hbm_fraction))
+        memory = num_bytes / (self.chip.hbm_bandwidth * self.chip.hbm_fraction)
+        return compute + memory if self.chip.platform == "cpu" else max(compute, memory)
 
     def layers(self) -> float:
         """All layers of the stage, all microbatches."""

@@ -116,7 +116,8 @@ def compile_apart(job: Job, timeout_seconds: float = TIMEOUT_SECONDS) -> Compile
     if child.returncode:
         return Compiled(failure=_ending(child.returncode, child.stderr))
     fields = json.loads(child.stdout.splitlines()[-1])
-    return Compiled(**fields | {"collectives": tuple(fields["collectives"])})
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return Compiled(**fields | lists)
 
 
 def _ending(status: int, stderr: str) -> str:

@@ -59,13 +59,15 @@ def main(rounds: int) -> None:
     print(cluster.chip)
     model = hj.models.Decoder(CONFIG)
     report = hj.bench(model, strategies, (BATCH, LENGTH), steps=rounds, progress=print)
-    measured = [row.step_seconds for row in report.rows if row.program == "hybrid_jax"]
+    rows = [row for row in report.rows if row.program == "hybrid_jax"]
+    measured = [row.step_seconds for row in rows]
     times = [step_time(CONFIG, strategy, cluster, BATCH, LENGTH) for strategy in strategies]
     predicted = [time.total for time in times]
-    for time, seconds, strategy in sorted(
-        zip(predicted, measured, strategies, strict=True), key=lambda row: row[:2]
-    ):
-        print(f"predicted {time:6.3f} s, measured {seconds:6.3f} s: {strategy.describe()}")
+    for time, row in sorted(zip(predicted, rows, strict=True), key=lambda pair: pair[0]):
+        print(
+            f"predicted {time:6.3f} s, measured {row.step_seconds:6.3f} s "
+            f"({row.cpu_seconds:6.3f} CPU): {row.strategy.describe()}"
+        )
     print(f"Spearman {spearman(predicted, measured):.2f} over {len(strategies)} layouts")
 
 
