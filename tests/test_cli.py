@@ -79,6 +79,31 @@ def test_inspect_prints_the_parameter_table(config, capsys):
     assert "error" not in output
 
 
+def test_inspect_writes_json_and_measures_the_bubble(config, capsys):
+    numbers = config.with_name("report.json")
+    options = ["--json", str(numbers), "--measure", "model.num_layers=2"]
+    assert main(["inspect", str(config), *options]) == 0
+    assert "measured" in capsys.readouterr().out
+    content = json.loads(numbers.read_text())
+    assert content["flags"] == []
+    assert content["bubble"]["measured"] is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json", "/nowhere/a.json"], "the folder /nowhere does not exist; make it"),
+        (["--json", "/tmp"], "--json /tmp is a folder: give the path of a file"),
+        (["--measure", "strategy.stage=1", "strategy.data=4"], "stage=1 has no bubble to measure"),
+        (["data.global_batch=6"], "must be a multiple of 4"),
+    ],
+)
+def test_inspect_refuses_in_one_line(config, capsys, options, message):
+    assert main(["inspect", str(config), *options]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and errors.count("\n") == 1
+
+
 def test_inspect_lists_every_parameter_that_does_not_fit(config, capsys):
     assert main(["inspect", str(config), "model.mlp_dim=33"]) == 2
     captured = capsys.readouterr()

@@ -149,6 +149,8 @@ def test_a_kernel_that_states_its_cost_and_one_that_does_not():
     assert instruction(stated, "bf16[8]{0}").hardware == 12345
     silent = instruction(body.replace("COST", ""), "bf16[8]{0}")
     assert (silent.hardware, silent.not_counted) == (0, ("k",))
+    both = instruction(f"{stated}\n  {body.replace('%k', '%l').replace('COST', '')}", "bf16[8]{0}")
+    assert (both.hardware, both.not_counted) == (12345, ("l",))
 
 
 # ---- the step of a decoder -------------------------------------------------------------------
