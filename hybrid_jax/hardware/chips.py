@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 GB = 1e9
@@ -66,6 +67,11 @@ def _tpu(name: str, tflops: float, hbm: tuple[float, float], ici: float, dcn: fl
     )
 
 
+GPU_MEMORY_FRACTION = 0.9
+"""Of what a GPU's driver reports: CUDA's context, NCCL's buffers and cuBLAS's workspaces take the
+rest. JAX takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
+
+
 def _gpu(
     name: str,
     tflops: tuple[float, float],
@@ -74,14 +80,12 @@ def _gpu(
     ib: float,
     domain: int = 8,
 ):
-    # CUDA's context, NCCL's buffers and cuBLAS's workspaces take some of the memory that the driver
-    # reports. JAX takes 75 % of it unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise: 0.9 here.
     return Chip(
         name,
         "gpu",
         tflops[0] * TERA,
         tflops[1] * TERA,
-        0.9 * hbm[0] * GIB,
+        GPU_MEMORY_FRACTION * hbm[0] * GIB,
         hbm[1] * GB,
         nvlink * GB,
         ib * GB,
@@ -146,6 +150,19 @@ def chip_of_kind(device_kind: str) -> str | None:
     ('v5e', 'h100')
     """
     return next((name for part, name in _KINDS if part in device_kind), None)
+
+
+def with_jax_memory(chip: Chip, variables: Mapping[str, str]) -> Chip:
+    """Returns a GPU with no more memory than JAX takes under these environment variables.
+
+    >>> h200 = CHIPS["h200"]
+    >>> round(with_jax_memory(h200, {}).hbm_bytes / h200.hbm_bytes, 3)
+    0.833
+    """
+    if chip.platform != "gpu":
+        return chip
+    fraction = float(variables.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
+    return replace(chip, hbm_bytes=chip.hbm_bytes * min(1.0, fraction / GPU_MEMORY_FRACTION))
 
 
 def peak_flops(device_kind: str) -> float | None:

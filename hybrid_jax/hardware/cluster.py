@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 
 from hybrid_jax.config.strategy import MESH_AXES, Strategy
 from hybrid_jax.errors import UserError, nearest
-from hybrid_jax.hardware.chips import CHIPS, Chip, chip_of_kind
+from hybrid_jax.hardware.chips import CHIPS, Chip, chip_of_kind, with_jax_memory
 from hybrid_jax.hardware.links import Link, TorusDim, take_torus
 from hybrid_jax.hardware.topologies import check_torus, torus_of
 
@@ -234,7 +235,8 @@ def _from_devices(devices: list[Any]) -> Cluster:
     name = chip_of_kind(kind)
     if name is None:
         raise UserError(f"devices of unknown kind {kind!r}: describe them in a YAML file.")
-    chip = CHIPS[name]
+    # The environment is the same in all processes of a run, as the plan must be.
+    chip = with_jax_memory(CHIPS[name], os.environ)
     slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
     if not chip.torus_dims:
         return Cluster(chip, (len(devices),))
