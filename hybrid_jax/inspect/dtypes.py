@@ -45,12 +45,25 @@ def _wide(jaxpr: Jaxpr, above: str) -> Iterator[Source]:
     for equation in jaxpr.eqns:
         name = f"{above}/{equation.source_info.name_stack}"
         if equation.primitive.name in _NARROW:
-            operands = (variable.aval for variable in equation.invars)
-            if any(operand.dtype == jnp.float32 and operand.ndim > 0 for operand in operands):
+            if _is_wide(equation) and not _is_elementwise(equation):
                 yield source(f"{name}/{equation.primitive.name}")
         elif equation.primitive.name != "pallas_call":
             for inner in _inner(equation):
                 yield from _wide(inner, name)
+
+
+def _is_wide(equation: Any) -> bool:
+    operands = (variable.aval for variable in equation.invars)
+    return any(operand.dtype == jnp.float32 and operand.ndim > 0 for operand in operands)
+
+
+def _is_elementwise(equation: Any) -> bool:
+    """Whether it is a dot that only multiplies entry by entry, or then sums each row too."""
+    if equation.primitive.name != "dot_general":
+        return False
+    (contracted, _), (batch, _) = equation.params["dimension_numbers"]
+    free = [variable.aval.ndim - len(contracted) - len(batch) for variable in equation.invars]
+    return free == [0, 0] or not contracted
 
 
 def _inner(equation: Any) -> Iterator[Jaxpr]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import jax
 from rich.console import Group
+from rich.text import Text
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.inspect import tables
@@ -93,7 +94,14 @@ class Report(Tables):
         return Group(
             tables.heading(self.strategy, self.batch_shape),
             tables.findings(self.flags, self.warnings),
-            tables.summary_view(self.flops, self.bubble, self.memory, self.ledger),
+            Text(),
+            tables.summary_view(
+                self.flops,
+                self.bubble,
+                self.memory,
+                self.ledger,
+                idle_computes=not self._skips_bubbles,
+            ),
             tables.memory_view(self.memory),
             tables.axis_view(self.ledger, widened=self._widened),
             tables.heaviest_view(self.ledger),
@@ -154,6 +162,11 @@ class Report(Tables):
             },
             indent=2,
         )
+
+    @property
+    def _skips_bubbles(self) -> bool:
+        chosen = self.strategy.skip_bubbles
+        return self.platform == "cpu" if chosen is None else chosen
 
     @property
     def _widened(self) -> bool:

@@ -43,15 +43,21 @@ def findings(flags: Sequence[Flag], warnings: Sequence[str]) -> Text:
     return Text("no flags: nothing crosses data in a loop, no reshard, no stray f32", style="green")
 
 
-def summary_view(flops: Flops, bubble: Bubble, memory: MemoryReport, ledger: Ledger) -> Table:
-    """The few numbers that decide, each with what explains it."""
+def summary_view(
+    flops: Flops, bubble: Bubble, memory: MemoryReport, ledger: Ledger, *, idle_computes: bool
+) -> Table:
+    """The few numbers that decide, each with what explains it.
+
+    Args:
+      idle_computes: idle ticks of the pipeline compute on masked values.
+    """
     table = make_table("Per device and step", "what", ">amount", "of which")
     at_most = "≤ " if flops.optional or flops.unknown_loops else ""
     if flops.model is not None:
         table.add_row("model FLOPs", format_flops(flops.model), "what the mathematics needs")
     useful = flops.useful_fraction
     share = f"model / hardware {useful:.1%}; the rest is recomputed" if useful else ""
-    if useful and bubble.predicted:
+    if useful and bubble.predicted and idle_computes:
         share += " or computed in bubbles"
     table.add_row("hardware FLOPs", at_most + format_flops(flops.hardware), share)
     if bubble.predicted or bubble.measured is not None:
@@ -61,7 +67,7 @@ def summary_view(flops: Flops, bubble: Bubble, memory: MemoryReport, ledger: Led
     table.add_row("sent", format_bytes(ledger.wire_bytes()), sent)
     state = format_bytes(memory.argument)
     table.add_row("memory", format_bytes(memory.total), f"state and batch {state}")
-    table.caption = "\n".join(_flops_notes(flops)) or None
+    table.caption = "\n".join(_flops_notes(flops)) + "\n"
     return table
 
 
@@ -101,7 +107,7 @@ def memory_view(report: MemoryReport) -> Table:
     """What one device holds while the step runs, by part."""
     table = make_table("Memory per device", "what", ">bytes", ">share")
     rows = dict(report.state) or {"arguments": report.argument}
-    rows["padding of arguments"] = report.argument - sum(rows.values())
+    rows["layout and padding"] = report.argument - sum(rows.values())
     rows["results in new memory"] = report.output - report.alias
     rows["temporaries: gradients, activations, buffers"] = report.working
     for name, num_bytes in rows.items():
@@ -167,7 +173,7 @@ def heaviest_view(ledger: Ledger, limit: int = 8) -> Table:
             str(source(row.op_name)),
         )
     if len(heaviest) > limit:
-        table.caption = f"and {len(heaviest) - limit} lighter ones"
+        table.caption = f"and {len(heaviest) - limit} lighter ones\n"
     return table
 
 

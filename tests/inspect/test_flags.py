@@ -125,6 +125,20 @@ def test_f32_between_stages():
     assert any("ppermute computes on f32 in to_next_stage" in flag.message for flag in flags)
 
 
+class RowStatistics(Decoder):
+    """A model that sums squares of each token in f32, as norms do, by a dot."""
+
+    def block(self, layer_params, x, batch, **options):
+        wide = x.astype(jnp.float32)
+        size = jnp.einsum("btd,btd->bt", wide, wide)[..., None]
+        y = super().block(layer_params, x, batch, **options)
+        return (y * lax.rsqrt(1 + size)).astype(x.dtype)
+
+
+def test_f32_of_statistics_is_meant():
+    assert inspected(RowStatistics(tiny.decoder().config), data=8, remat="layer").flags == ()
+
+
 def made_up(kind, axes, op_name):
     return Collective(kind, axes, 2, (), 1 << 20, "bf16", False, op_name, "main")
 

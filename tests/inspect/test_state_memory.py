@@ -34,4 +34,4 @@ def test_parts(fields, tx, moments, counters):
         "batch": 3 * 16 * 8 * 4 // strategy.data,
     }
     assert sum(report.memory.state.values()) == report.memory.argument
-    assert "padding" not in str(report)
+    assert "layout and padding" not in str(report)
