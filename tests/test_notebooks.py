@@ -29,6 +29,7 @@ def test_outputs_are_small_and_of_no_particular_machine(path):
     outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert "" not in [output.data.get("text/plain") for output in outputs if "data" in output]
     shown = json.dumps(
         [
             [text for kind, text in output.get("data", {}).items() if kind != "image/png"]
