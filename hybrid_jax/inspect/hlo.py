@@ -1,25 +1,24 @@
 """Reads compiled HLO text into computations and instructions, as deep as control flow needs.
 
-The text of `compiled.as_text()` has one instruction per line, so a line is the unit. What it says
-about types, operands and called computations is kept; all else stays in `attributes` as text.
+The text of `compiled.as_text()` has one instruction per line; only kernels may take several. Types,
+operands and called computations are read; all else stays in `attributes` as text.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-_HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) .*-> .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([^\s=]+) = (.*)$")
+_HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) .*-> .*\{$", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^ +(ROOT )?%?([^\s=]+) = (.*)$", re.MULTILINE | re.DOTALL)
+_END = re.compile(r"^\}(, execution_thread=.*)?$", re.MULTILINE)
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(
     r"\b(calls|to_apply|condition|body|true_computation|false_computation)=%?([^\s,{}]+)"
 )
 _CALLED_LIST = re.compile(r"\b(branch_computations|called_computations)=\{([^}]*)\}")
-_BROKEN = re.compile(r'\n(?="|\}\})')
-"""Line breaks inside an instruction: Pallas kernels carry their metadata as indented JSON."""
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -99,22 +98,36 @@ def parse(text: str) -> Module:
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in _BROKEN.sub(" ", text).splitlines():
+    for statement in _statements(text):
         if current is None:
-            if header := _HEADER.match(line):
+            if header := _HEADER.match(statement):
                 current = Computation(header[2])
                 computations[current.name] = current
                 entry = current.name if header[1] else entry
-        elif line.startswith("}"):
-            current = None
-        elif found := _INSTRUCTION.match(line):
+        elif found := _INSTRUCTION.match(statement):
             instruction = _parse_instruction(found[2], found[3])
             current.instructions[instruction.name] = instruction
             if found[1]:
                 current.root = instruction.name
+        else:
+            assert _END.match(statement), f"not HLO: {statement[:80]}"
+            current = None
     assert entry, "no ENTRY computation in the HLO text"
     partitions = re.search(r"num_partitions=(\d+)", text)
     return Module(computations, entry, int(partitions[1]) if partitions else 1)
+
+
+def _statements(text: str) -> Iterator[str]:
+    """Headers, instructions and ends of computations, whole: Pallas kernels on TPU take several
+    lines, of which one starts with the brace that elsewhere ends a computation.
+    """
+    statement: list[str] = []
+    for line in text.splitlines():
+        if statement and any(start.match(line) for start in (_INSTRUCTION, _END, _HEADER)):
+            yield "\n".join(statement)
+            statement = []
+        statement.append(line)
+    yield "\n".join(statement)
 
 
 def _parse_instruction(name: str, rest: str) -> Instruction:

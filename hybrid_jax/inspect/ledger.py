@@ -212,7 +212,10 @@ class _Walk:
                 yield from self.branches(instruction)
             else:
                 for called in _called(instruction):
-                    yield from self.rows(called)
+                    for row in self.rows(called):
+                        # XLA:TPU leaves the name of a reduce-scatter on the fusion around it.
+                        unnamed = row.kind == "reduce-scatter" and not row.op_name
+                        yield replace(row, op_name=instruction.op_name) if unnamed else row
 
     def collective(
         self, computation: hlo.Computation, instruction: hlo.Instruction

@@ -112,6 +112,13 @@ def test_tpu_reduce_scatter_fusion():
     assert kinds(TPU_REDUCE_SCATTER) == [("reduce-scatter", ("data",), PAYLOAD)]
 
 
+def test_tpu_reduce_scatter_has_the_name_of_its_fusion():
+    named = TPU_REDUCE_SCATTER.replace(
+        "calls=%all-reduce-scatter", 'calls=%all-reduce-scatter, metadata={op_name="jit(f)/dot"}'
+    )
+    assert [row.op_name for row in ledger(named, MESH).rows] == ["jit(f)/dot"]
+
+
 def test_asynchronous_pairs_count_once():
     assert kinds(START_AND_DONE) == [
         ("collective-permute", ("data",), PAYLOAD),
