@@ -20,10 +20,14 @@ class Tables:
         raise NotImplementedError
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+        console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        # The text too: IPython would show the fields of a dataclass.
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
 
     def _repr_html_(self) -> str:
         console = Console(file=io.StringIO(), width=_WIDTH, record=True, force_jupyter=False)
@@ -64,6 +68,18 @@ def format_bytes(num_bytes: float) -> str:
     return f"{size:.3g} {unit}"
 
 
+def byte_unit(largest: float) -> tuple[str, int]:
+    """The unit in which a column with this largest entry reads well, and its bytes.
+
+    >>> byte_unit(3 * 2**30), byte_unit(5000)
+    (('GiB', 1073741824), ('KiB', 1024))
+    """
+    for power, name in ((3, "GiB"), (2, "MiB")):
+        if largest >= 0.1 * 2 ** (10 * power):
+            return name, 2 ** (10 * power)
+    return "KiB", 2**10
+
+
 def format_flops(flops: float) -> str:
     """Floating-point operations with a decimal unit and three digits.
 
@@ -76,18 +92,6 @@ def format_flops(flops: float) -> str:
             break
         amount, unit = amount / 1000, larger
     return f"{amount:.3g} {unit}FLOP"
-
-
-def byte_unit(largest: float) -> tuple[str, int]:
-    """The unit in which a column with this largest entry reads well, and its bytes.
-
-    >>> byte_unit(3 * 2**30), byte_unit(5000)
-    (('GiB', 1073741824), ('KiB', 1024))
-    """
-    for power, name in ((3, "GiB"), (2, "MiB")):
-        if largest >= 0.1 * 2 ** (10 * power):
-            return name, 2 ** (10 * power)
-    return "KiB", 2**10
 
 
 def format_duration(seconds: float) -> str:

@@ -13,14 +13,16 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 
 # (floor, room, modules): "config.*" is the package and all in it; an exact name goes before that.
 HOUSE = [
-    (-1, "errors", ["errors"]),
+    (-2, "errors", ["errors"]),
     (-1, "tables", ["tables"]),
+    (-1, "figures", ["figures"]),
     (0, "config", ["config.*"]),
     (
         0,
         "schedules",
         [
             "pipeline",
+            "pipeline.picture",
             "pipeline.schedule",
             "pipeline.simulate",
             "pipeline.slots",
@@ -66,6 +68,7 @@ ARRAYS = ["jax", "jaxlib", "flax", "optax", "orbax"]
 UNKNOWN_TO = {
     "errors": ARRAYS,
     "tables": ARRAYS,
+    "figures": ARRAYS,
     "config": ARRAYS,
     "schedules": ARRAYS,
     "tokenizer": ARRAYS,

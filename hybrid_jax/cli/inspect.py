@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.figures import check_picture_path
 
 if TYPE_CHECKING:
     from hybrid_jax.config.run import RunConfig
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `inspect`."""
+    parser.add_argument("--save", metavar="FILE", help="draw it here: a .png, .pdf or .svg")
     parser.add_argument("--json", metavar="FILE", help="write the whole report here too")
     parser.add_argument(
         "--measure",
@@ -22,12 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def inspect(config: RunConfig, json: str | None = None, measure: bool = False) -> None:
+def inspect(
+    config: RunConfig, save: str | None = None, json: str | None = None, measure: bool = False
+) -> None:
     """Print what the train step of a config costs: FLOPs, bubble, memory, communication, flags."""
     from hybrid_jax.build import build_train_step, examine_layout
     from hybrid_jax.inspect.report import inspect as make_report
 
     _check_file(json)
+    if save is not None:
+        check_picture_path("--save", save)
     # All errors of the layout; building the step raises the first. The report has the warnings.
     for finding in examine_layout(config):
         if finding.kind == "error":
@@ -37,6 +43,8 @@ def inspect(config: RunConfig, json: str | None = None, measure: bool = False) -
     print(report)
     if json is not None:
         Path(json).write_text(report.to_json() + "\n")
+    if save is not None:
+        report.save(save)
 
 
 def _check_file(json: str | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.figures import check_picture_path
 
 if TYPE_CHECKING:
     from hybrid_jax.config.draft import Draft
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", type=int, metavar="K", help="compile the best K plans, for absent devices too"
     )
+    parser.add_argument("--save", metavar="FILE", help="draw them here: a .png, .pdf or .svg")
     parser.add_argument("--json", metavar="FILE", help="write all plans here too")
 
 
@@ -36,6 +38,7 @@ def plan(
     memory_gib: float | None = None,
     top: int = 5,
     verify: int | None = None,
+    save: str | None = None,
     json: str | None = None,
 ) -> None:
     """Rank the strategies for a config's model and batch on devices that need not be there."""
@@ -43,10 +46,14 @@ def plan(
 
     if json is not None and not Path(json).parent.is_dir():
         raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it.")
+    if save is not None:
+        check_picture_path("--save", save)
     report = plan_draft(draft, devices, memory_gib, top)
     if verify is not None:
         report = report.verify(verify)
     print(report)
     if json is not None:
         Path(json).write_text(report.to_json() + "\n")
+    if save is not None:
+        report.save(save)
     print(report.best.to_yaml())

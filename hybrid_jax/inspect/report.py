@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -25,6 +26,8 @@ from hybrid_jax.inspect.state_memory import state_parts
 from hybrid_jax.tables import Tables
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from hybrid_jax.config.strategy import Strategy
     from hybrid_jax.train.step import TrainStep
 
@@ -104,6 +107,31 @@ class Report(Tables):
             tables.heaviest_view(self.ledger),
             tables.parameter_view(self.parameters),
         )
+
+    def plot_shardings(self, path: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draws which device holds which part of the parameters.
+
+        Args:
+          path: of one parameter, to see how it is cut; None: an overview of all.
+
+        Raises:
+          UserError: no parameter has this path, or matplotlib is not installed.
+        """
+        from hybrid_jax.inspect.pictures import plot_shardings
+
+        return plot_shardings(self, path, ax)
+
+    def plot_memory(self, ax: Axes | None = None) -> Axes:
+        """Draws what one device holds at the peak of the step, by part."""
+        from hybrid_jax.inspect.pictures import plot_memory
+
+        return plot_memory(self, ax)
+
+    def save(self, path: str | Path) -> None:
+        """Writes all pictures into one .png, .pdf or .svg."""
+        from hybrid_jax.inspect.pictures import save
+
+        save(self, str(path))
 
     def to_json(self) -> str:
         """Returns everything in the report as JSON text; sizes in bytes per device and step."""

@@ -137,11 +137,18 @@ class Schedule:
 
         print_timeline(self, file)
 
-    def plot(self, ax: Axes | None = None, *, f_cost: float = 1.0, b_cost: float = 2.0) -> Axes:
-        """Draws the timeline with matplotlib; see `hybrid_jax.pipeline.timeline`."""
-        from hybrid_jax.pipeline.timeline import plot_timeline
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        f_cost: float = 1.0,
+        b_cost: float = 2.0,
+        head_cost: float = 0.0,
+    ) -> Axes:
+        """Draws the timeline with matplotlib; see `hybrid_jax.pipeline.picture`."""
+        from hybrid_jax.pipeline.picture import plot_timeline
 
-        return plot_timeline(self, ax, f_cost=f_cost, b_cost=b_cost)
+        return plot_timeline(self, ax, f_cost=f_cost, b_cost=b_cost, head_cost=head_cost)
 
 
 def schedule(name: str, stages: int, microbatches: int, chunks: int = 1) -> Schedule:

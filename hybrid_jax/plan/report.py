@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
@@ -20,6 +21,9 @@ from hybrid_jax.plan.search import Plan, Problem, search
 from hybrid_jax.plan.verified import Verified
 from hybrid_jax.plan.verify import TIMEOUT_SECONDS, rerank, verify
 from hybrid_jax.tables import Tables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _FIXABLE = (
     "replica",
@@ -127,6 +131,41 @@ class PlanReport(Tables):
         else:
             parts.append(tables.note(self.miss))
         return Group(*parts)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the step time of the plans by cause, with why the others lost.
+
+        Raises:
+          UserError: matplotlib is not installed.
+        """
+        from hybrid_jax.plan.pictures import plot_comparison
+
+        return plot_comparison(self, ax)
+
+    def plot_memory(self, ax: Axes | None = None) -> Axes:
+        """Draws the memory of one device by part, a bar for each plan, beside what there is."""
+        from hybrid_jax.plan.pictures import plot_memory
+
+        return plot_memory(self, ax)
+
+    def plot_timeline(self, rank: int = 1, ax: Axes | None = None) -> Axes:
+        """Draws what each stage of a plan is predicted to do when, in seconds.
+
+        Args:
+          rank: of the plan, as in the tables.
+
+        Raises:
+          UserError: no plan of this rank fits.
+        """
+        from hybrid_jax.plan.pictures import plot_timeline
+
+        return plot_timeline(self, rank, ax)
+
+    def save(self, path: str | Path) -> None:
+        """Writes all pictures, the timeline of the best plan too, into one .png, .pdf or .svg."""
+        from hybrid_jax.plan.pictures import save
+
+        save(self, str(path))
 
     def _pipelines(self, shown: tuple[Plan, ...]) -> list[tuple[Plan, Bounds | None]]:
         """The best pipeline shown, with what others could do with as many stages.

@@ -74,10 +74,8 @@ def step_time(
     seconds: dict[str, float] = {}
     sent: dict[str, float] = {}
     for transfer in transfers(config, strategy, global_batch, seq_len):
-        axis, link = transfer.axis, links[transfer.axis]
-        time = _seconds(transfer, link) + transfer.count * cluster.chip.latency
-        if axis == "model" and cluster.chip.platform == "tpu":
-            time *= 1 - HIDDEN_ON_TPU
+        axis = transfer.axis
+        time = transfer_seconds(transfer, links[axis], cluster)
         seconds[axis] = seconds.get(axis, 0.0) + time
         size = getattr(strategy, axis)
         sent[axis] = sent.get(axis, 0.0) + transfer.sent_bytes(size)
@@ -100,10 +98,15 @@ def step_time(
     return dataclasses.replace(step, mfu=model_flops / peak / step.total)
 
 
-def _seconds(transfer: Transfer, link: Link) -> float:
+def transfer_seconds(transfer: Transfer, link: Link, cluster: Cluster) -> float:
+    """Returns the seconds of a step that these collectives take and nothing hides."""
     if transfer.kind == "permute":
-        return link.permute_seconds(transfer.bytes)
-    return link.seconds(transfer.bytes) * (2 if transfer.kind == "reduce" else 1)
+        seconds = link.permute_seconds(transfer.bytes)
+    else:
+        seconds = link.seconds(transfer.bytes) * (2 if transfer.kind == "reduce" else 1)
+    seconds += transfer.count * cluster.chip.latency
+    hidden = transfer.axis == "model" and cluster.chip.platform == "tpu"
+    return seconds * (1 - HIDDEN_ON_TPU) if hidden else seconds
 
 
 class _Work:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import yaml
@@ -44,11 +45,31 @@ def test_verifies_in_a_child_process(tmp_path, capsys):
     assert best == Strategy(**found["strategy"])
 
 
+def test_saves_pictures(tmp_path, capsys):
+    for name, devices, status in (("fits.png", "v5p:4x4x4", 0), ("not.svg", "v5e:2x2", 2)):
+        path = tmp_path / name
+        assert main(["plan", CONFIG, "--devices", devices, "--save", str(path)]) == status
+        assert path.stat().st_size > 10_000
+    assert "nothing fits" in capsys.readouterr().err
+
+
+def test_saving_needs_matplotlib(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    options = ["--devices", "v5p:4x4x4", "--save", str(tmp_path / "x.png")]
+    assert main(["plan", CONFIG, *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: --save needs matplotlib")
+    assert captured.out == ""
+
+
 def test_mistakes(capsys):
     for options, message in (
         ([], "nothing fits on cpu:8"),
         (["--devices", "v5q:8"], "Did you mean 'v5p'?"),
         (["--devices", "v5p:4x4x4", "--json", "no/such/folder/x.json"], "does not exist"),
+        (["--devices", "v5p:4x4x4", "--save", "no/such/folder/x.png"], "does not exist"),
+        (["--devices", "v5p:4x4x4", "--save", "plan.jpg"], "must end in .png, .pdf or .svg"),
+        (["--devices", "v5p:4x4x4", "--save", "plan"], "must end in .png, .pdf or .svg"),
         (["--devices", "v5e:2x2"], "nothing fits on v5e:2x2"),
         (["--devices", "v5e:2x2"], "such devices would do"),
         (["--devices", "v5e:3x2"], "use 'v5e:2x4'"),

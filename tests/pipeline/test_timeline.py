@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.pipeline.picture import plot_timeline
 from hybrid_jax.pipeline.schedule import forward_only, schedule
 
 matplotlib.use("Agg")
@@ -108,6 +109,30 @@ def test_plot_numbers_the_cells_and_names_schedule_stages_and_bubble():
     assert numbers == sorted(2 * 2 * [0, 1, 2])
     assert ax.get_title(loc="left") == "1f1b: bubble 33.3 % of the work"
     assert [label.get_text() for label in ax.get_yticklabels()] == ["stage 0", "stage 1"]
+
+
+@pytest.mark.parametrize("table", TABLES[:3], ids=IDS[:3])
+def test_every_stage_has_its_share_of_each_head_between_f_and_b(table):
+    ax = table.plot(f_cost=1.0, b_cost=1.5, head_cost=0.6)
+    simulation = table.simulate(1.0, 1.5, 0.6)
+    np.testing.assert_allclose(ax.get_xlim(), [0, simulation.total])
+    for stage in range(table.stages):
+        spans = np.array(bars(ax, stage))
+        assert (spans[1:, 0] >= spans[:-1, 1] - 1e-9).all()
+        np.testing.assert_allclose((spans[:, 1] - spans[:, 0]).sum(), simulation.busy[stage])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["F", "head", "B"]
+
+
+def test_what_stands_before_and_after_the_ticks():
+    table = schedule("1f1b", 2, 3)
+    ax = plot_timeline(table, before={"gather": 2.0}, after={"reduce": 3.0, "update": 0.1})
+    total = table.simulate().total
+    np.testing.assert_allclose(ax.get_xlim(), [0, 2.0 + total + 3.1])
+    first = min(start for start, stop in bars(ax, 0) if stop - start == 1.0)
+    np.testing.assert_allclose(first, 2.0)
+    names = {text.get_text(): text.get_position()[0] for text in ax.texts}
+    assert (names["gather"], names["reduce"]) == (1.0, 2.0 + total + 1.5)
+    assert "update" not in names  # too narrow for a name
 
 
 def test_chunks_have_their_own_shades():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from IPython.core.formatters import DisplayFormatter
 
 import hybrid_jax as hj
 from hybrid_jax.config.model import preset
@@ -35,6 +36,7 @@ def test_the_tables_say_what_and_why():
     assert f"and {len(report.plans) - 3} layouts more" in text
     assert max(map(len, text.splitlines())) <= 130
     assert "<pre" in report._repr_html_()
+    assert DisplayFormatter().format(report)[0]["text/plain"] == text
 
 
 def test_nothing_fits():
