@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hybrid_jax.inspect.report import inspect
     from hybrid_jax.parity import check_parity
     from hybrid_jax.pipeline.schedule import schedule
-    from hybrid_jax.plan.report import plan
+    from hybrid_jax.plan.planner import plan
     from hybrid_jax.runtime.cpu import force_cpu_devices
     from hybrid_jax.sharding.mesh import make_mesh
     from hybrid_jax.train.state import TrainState
@@ -64,7 +64,7 @@ _HOMES = {
     "inspect": "inspect.report",
     "make_mesh": "sharding.mesh",
     "make_train_step": "train.step",
-    "plan": "plan.report",
+    "plan": "plan.planner",
     "schedule": "pipeline.schedule",
 }
 

@@ -8,7 +8,8 @@ from hybrid_jax.config.draft import Draft
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.hardware.cluster import Cluster
-from hybrid_jax.plan.report import PlanReport, plan
+from hybrid_jax.plan.planner import plan
+from hybrid_jax.plan.report import PlanReport
 from hybrid_jax.runtime.cpu import force_cpu_devices
 from hybrid_jax.runtime.distributed import initialize_from_environment
 

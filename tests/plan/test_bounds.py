@@ -5,7 +5,7 @@ from __future__ import annotations
 from hybrid_jax.config.model import preset
 from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.plan.bounds import bounds
-from hybrid_jax.plan.report import plan
+from hybrid_jax.plan.planner import plan
 from hybrid_jax.plan.search import Problem
 
 GIB = 2**30

@@ -13,7 +13,8 @@ from hybrid_jax.config.model import preset
 from hybrid_jax.errors import UserError
 from hybrid_jax.plan.compile import Compiled
 from hybrid_jax.plan.phases import phases
-from hybrid_jax.plan.report import PlanReport, plan
+from hybrid_jax.plan.planner import plan
+from hybrid_jax.plan.report import PlanReport
 from hybrid_jax.plan.verified import Verified
 
 matplotlib.use("Agg")
