@@ -64,7 +64,7 @@ def test_text_and_html(report):
         assert "stage 2 x data 2 x model 2" in shown
         assert re.search(r"bubble +25.0%", shown)
         assert "in f32, and sends twice the bytes of a GPU or TPU" in " ".join(shown.split())
-        assert "blocks/mlp/down/kernel, gradient" in shown
+        assert "embed/tokens, parameter" in shown
         assert "blocks/attention/q/kernel" in shown
         assert "collective-permute" in shown
     assert max(map(len, str(report).splitlines())) <= 130
