@@ -42,7 +42,7 @@ class Flag:
     """One finding.
 
     Attributes:
-      kind: "in the loop", "reshard" or "f32".
+      kind: "in the loop", "reshard", "optimizer" or "f32".
       message: what happens, how much of it, where it comes from, and the remedy, on one line.
       wire_bytes: what one device sends for it in a step; 0 for computation.
     """
@@ -62,6 +62,8 @@ def find_flags(
     * A reshard that nobody wrote: an all-to-all, all-gather or collective-permute that comes from
       no JAX collective and that the tensor parallelism of the rules does not need. Collectives
       that the compiler left without a name are not judged.
+    * What the optimizer gathers: one that works on whole matrices, such as Muon, needs what ZeRO
+      and tensor parallelism split.
     * f32 where the strategy says bf16 or fp16: matmuls and activations. Gradients cross in f32 by
       design. The traced program is asked, since XLA:CPU widens bf16 by itself.
 
@@ -93,9 +95,22 @@ def _in_loop(train: TrainStep, ledger: Ledger) -> Iterator[Flag]:
 def _reshards(train: TrainStep, ledger: Ledger) -> Iterator[Flag]:
     kinds = ("all-to-all", "all-gather", "collective-permute")
     groups: dict[str, list[Collective]] = defaultdict(list)
+    optimizer = []
     for row in ledger.rows:
-        if row.kind in kinds and row.op_name and not _meant(source(row.op_name), row, train.rules):
+        origin = source(row.op_name)
+        if row.kind not in kinds or not row.op_name or _meant(origin, row, train.rules):
+            continue
+        if origin.scope.partition("/")[0] == "optimizer":
+            optimizer.append(row)
+        else:
             groups[_remedy(train.rules, row.axes)].append(row)
+    if optimizer:
+        yield Flag(
+            "optimizer",
+            f"{_what(optimizer)}, since the optimizer works on whole matrices: accept it, or use "
+            "one that works entry by entry, such as adamw or lion.",
+            _sent(optimizer),
+        )
     for remedy, rows in groups.items():
         yield Flag("reshard", f"{_what(rows)}, which nobody wrote: {remedy}.", _sent(rows))
 

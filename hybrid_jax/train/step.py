@@ -228,8 +228,9 @@ def make_train_step(
         good, guard = judge(state.guard, metrics, scaled=scaled, spike_sigmas=spike_sigmas)
         if clip_norm is not None:
             grads = _clip(grads, metrics["grad_norm"], clip_norm)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         # Selects fuse with the update's own loops and leave every buffer to be reused in place.
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),

@@ -8,9 +8,11 @@ import tiny
 from jax import lax
 
 import hybrid_jax as hj
+from hybrid_jax.config.optimizer import OptimizerConfig
 from hybrid_jax.inspect.flags import find_flags
 from hybrid_jax.inspect.ledger import Collective, Ledger
 from hybrid_jax.models import Decoder
+from hybrid_jax.train.optimizer import make_optimizer
 
 WIDE = {"num_kv_heads": 4, "head_dim": 8}
 
@@ -158,3 +160,12 @@ def test_a_reshard_outside_of_the_model_axis(row, flagged):
     train = hj.make_train_step(tiny.decoder(), optax.sgd(1), strategy, hj.make_mesh(strategy))
     flags = find_flags(train, train.trace((16, 8)), Ledger((row,), strategy.axis_sizes), (16, 8))
     assert [flag.kind for flag in flags] == ["reshard"] * flagged
+
+
+def test_an_optimizer_that_works_on_whole_matrices():
+    strategy = hj.Strategy(data=8)
+    muon = make_optimizer(OptimizerConfig(name="muon"), 10, tiny.decoder().axes())
+    train = hj.make_train_step(tiny.decoder(), muon, strategy, hj.make_mesh(strategy))
+    flags = [flag for flag in hj.inspect(train, (16, 8)).flags if flag.kind != "f32"]
+    assert [flag.kind for flag in flags] == ["optimizer"]
+    assert "all-gather over data" in flags[0].message and flags[0].wire_bytes > 0
