@@ -58,6 +58,7 @@ class Compiled:
       argument, temp: parts of it, as `inspect.memory` tells them; 0 where it was too large.
       seconds: that compiling took.
       device_kind: what it was compiled for, in JAX's words.
+      hardware_flops: of the matmuls that one device executes in a step.
       collectives: fields of the ledger's totals (`inspect.ledger.AxisTotal`); none where several
         slices are compiled for.
       failure: why there is no program, on one line.
@@ -68,6 +69,7 @@ class Compiled:
     temp: int = 0
     seconds: float = 0.0
     device_kind: str = ""
+    hardware_flops: float = 0.0
     collectives: tuple[dict[str, Any], ...] = ()
     unknown_loops: tuple[str, ...] = ()
     failure: str = ""
@@ -78,6 +80,7 @@ def compile_job(job: Job) -> Compiled:
     import optax
 
     from hybrid_jax.config.optimizer import OptimizerConfig
+    from hybrid_jax.inspect.flops import step_flops
     from hybrid_jax.inspect.ledger import ledger
     from hybrid_jax.inspect.memory import memory
     from hybrid_jax.models.decoder import Decoder
@@ -106,6 +109,7 @@ def compile_job(job: Job) -> Compiled:
         temp=plan.temp,
         seconds=round(seconds, 1),
         device_kind=mesh.devices.flat[0].device_kind,
+        hardware_flops=step_flops(train, (job.global_batch, job.seq_len), text).hardware,
         collectives=tuple(map(asdict, counted.by_axis())) if counted else (),
         unknown_loops=counted.unknown_loops if counted else (),
     )

@@ -102,7 +102,7 @@ def beside_compiled(verified: Sequence[Verified]) -> Table:
     """Memory and traffic as predicted and as the compiler has them, a row for each plan."""
     axes = _heavy_axes(verified)
     links = (f">over {axes}" for axes in axes)
-    columns = (">predicted", ">compiled", ">error", *links, ">seconds", "verdict")
+    columns = (">predicted", ">compiled", ">error", *links, ">TFLOP", ">seconds", "verdict")
     table = make_table("Predicted beside compiled", "strategy", *columns)
     unit, size = byte_unit(max(row.predicted for row in verified))
     sent = [value for row in verified for value in (*row.predicted_sent.values(), 0)]
@@ -115,6 +115,7 @@ def beside_compiled(verified: Sequence[Verified]) -> Table:
             f"{compiled.total / size:.2f}" if compiled.total else "-",
             "-" if row.error is None else f"{row.error:+.1%}",
             *(_pair(row.predicted_sent.get(a), row.sent.get(a), sent_size) for a in axes),
+            _pair(row.predicted_flops, compiled.hardware_flops or None, 10**12),
             f"{compiled.seconds:.0f}" if compiled.seconds else "-",
             row.verdict,
             style="" if row.fits else "dim",
@@ -125,7 +126,7 @@ def beside_compiled(verified: Sequence[Verified]) -> Table:
     compiled_for = f" for {kinds.pop()}" if kinds else ""
     table.caption = (
         f"{unit} per device; over an axis: {sent_unit} sent per step as predicted | in the "
-        f"compiled program{compiled_for}; seconds: to compile"
+        f"compiled program{compiled_for}; TFLOP of matmuls likewise; seconds: to compile"
     )
     if any(row.compiled.unknown_loops for row in verified):
         table.caption += "; some loops, whose trip count depends on data, are counted once"

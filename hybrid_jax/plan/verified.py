@@ -19,6 +19,7 @@ class Verified:
       room: memory that a step may use.
       predicted: memory, from the planner.
       predicted_sent: by mesh axis.
+      predicted_flops: of the matmuls that one device executes.
       compiled: from the compiler.
     """
 
@@ -26,6 +27,7 @@ class Verified:
     room: float
     predicted: int
     predicted_sent: dict[str, float]
+    predicted_flops: float
     compiled: Compiled
 
     @property
@@ -65,6 +67,10 @@ class Verified:
             "fits": self.fits,
             "verdict": self.verdict,
             "error": self.error,
-            "predicted": {"total": self.predicted, "sent": self.predicted_sent},
+            "predicted": {
+                "total": self.predicted,
+                "sent": self.predicted_sent,
+                "hardware_flops": self.predicted_flops,
+            },
             "compiled": asdict(self.compiled) | {"sent": self.sent},
         }

@@ -154,6 +154,7 @@ def _beside(problem: Problem, plan: Plan, compiled: Compiled) -> Verified:
         room=problem.room,
         predicted=plan.memory.total,
         predicted_sent=dict(plan.time.sent_bytes),
+        predicted_flops=plan.time.hardware_flops,
         compiled=compiled,
     )
 

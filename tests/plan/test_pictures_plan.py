@@ -131,7 +131,7 @@ def test_a_devices_memory_is_dashed_beside_a_limit():
 def test_what_the_compiler_says_is_a_diamond(limited):
     first, second = fitting(limited)[:2]
     verified = tuple(
-        Verified(found.strategy, 4 * 2**30, found.memory.total, {}, compiled)
+        Verified(found.strategy, 4 * 2**30, found.memory.total, {}, 0.0, compiled)
         for found, compiled in ((first, Compiled(total=3 * 2**30)), (second, Compiled(failure="x")))
     )
     ax = replace(limited, verified=verified).plot_memory()
