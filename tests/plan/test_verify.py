@@ -96,6 +96,7 @@ def test_the_child_compiles_what_trains(report):
     assert found.compiled.total == here.memory.total
     assert found.compiled.argument == here.memory.argument
     assert sum(found.sent.values()) == here.ledger.wire_bytes()
+    assert found.compiled.hardware_flops == here.flops.hardware > 0
     assert found.error == pytest.approx(found.predicted / here.memory.total - 1)
 
 
