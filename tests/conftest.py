@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, strict promotion and a compilation cache."""
 
+import signal
 from pathlib import Path
 
 from hybrid_jax.runtime.cpu import force_cpu_devices
@@ -15,5 +16,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_sessionstart():
+    # A shell starts what runs in its background with SIGINT ignored, which children inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if jax.device_count() != 8:
         raise RuntimeError(f"tests need 8 CPU devices, found {jax.devices()}")

@@ -164,8 +164,6 @@ def test_ctrl_c_keeps_what_is_finished_and_prints_one_line(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell starts what runs in its background with SIGINT ignored, and so perhaps this test.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not any((tmp_path / "out").glob(".parts/*/0*")):
         time.sleep(0.002)
