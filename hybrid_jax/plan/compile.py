@@ -101,6 +101,7 @@ def compile_job(job: Job) -> Compiled:
     seconds = time.perf_counter() - start
     plan, text = memory(compiled), compiled.as_text()
     assert text is not None, "this backend gives no HLO text"
+    flops = step_flops(train, (job.global_batch, job.seq_len), text)
     # The program of several slices is that of one: what crosses them is no collective there.
     counted = ledger(text, mesh) if job.slices == 1 else None
     return Compiled(
@@ -109,7 +110,8 @@ def compile_job(job: Job) -> Compiled:
         temp=plan.temp,
         seconds=round(seconds, 1),
         device_kind=mesh.devices.flat[0].device_kind,
-        hardware_flops=step_flops(train, (job.global_batch, job.seq_len), text).hardware,
+        # Attention kernels are counted as if they computed all scores; causal ones skip half.
+        hardware_flops=flops.hardware - flops.attention_kernels / 2,
         collectives=tuple(map(asdict, counted.by_axis())) if counted else (),
         unknown_loops=counted.unknown_loops if counted else (),
     )

@@ -114,7 +114,10 @@ def beside_compiled(verified: Sequence[Verified]) -> Table:
             f"{row.predicted / size:.2f}",
             f"{compiled.total / size:.2f}" if compiled.total else "-",
             "-" if row.error is None else f"{row.error:+.1%}",
-            *(_pair(row.predicted_sent.get(a), row.sent.get(a), sent_size) for a in axes),
+            *(
+                _pair(row.predicted_sent.get(a), row.sent.get(a), sent_size, a in row.at_most)
+                for a in axes
+            ),
             _pair(row.predicted_flops, compiled.hardware_flops or None, 10**12),
             f"{compiled.seconds:.0f}" if compiled.seconds else "-",
             row.verdict,
@@ -128,6 +131,8 @@ def beside_compiled(verified: Sequence[Verified]) -> Table:
         f"{unit} per device; over an axis: {sent_unit} sent per step as predicted | in the "
         f"compiled program{compiled_for}; TFLOP of matmuls likewise; seconds: to compile"
     )
+    if any(row.at_most for row in verified):
+        table.caption += "; ≤: with branches that may not run"
     if any(row.compiled.unknown_loops for row in verified):
         table.caption += "; some loops, whose trip count depends on data, are counted once"
     return table
@@ -143,11 +148,13 @@ def _heavy_axes(verified: Sequence[Verified]) -> list[str]:
     return list(heavy)
 
 
-def _pair(predicted: float | None, compiled: float | None, size: int) -> str:
+def _pair(predicted: float | None, compiled: float | None, size: int, at_most: bool = False) -> str:
     if predicted is None and compiled is None:
         return "-"
-    shown = ("-" if sent is None else f"{sent / size:.3g}" for sent in (predicted, compiled))
-    return " | ".join(shown)
+    first, second = (
+        "-" if value is None else f"{value / size:.3g}" for value in (predicted, compiled)
+    )
+    return f"{first} | {'≤ ' if at_most else ''}{second}"
 
 
 def beside_peers(plan: Plan, bounds: Bounds) -> Table:

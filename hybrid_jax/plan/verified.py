@@ -50,6 +50,13 @@ class Verified:
         return sent
 
     @property
+    def at_most(self) -> frozenset[str]:
+        """The keys of `sent` that are bounds: some collectives stand in branches that may not run,
+        such as the head's in ticks without one."""
+        totals = (total for total in self.compiled.collectives if total["conditional"])
+        return frozenset("+".join(total["axes"]) for total in totals)
+
+    @property
     def verdict(self) -> str:
         """Either "fits" or why it lost its rank."""
         if self.fits:

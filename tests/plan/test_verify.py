@@ -97,6 +97,8 @@ def test_the_child_compiles_what_trains(report):
     assert found.compiled.argument == here.memory.argument
     assert sum(found.sent.values()) == here.ledger.wire_bytes()
     assert found.compiled.hardware_flops == here.flops.hardware > 0
+    conditional = {"+".join(total.axes) for total in here.ledger.by_axis() if total.conditional}
+    assert found.at_most == conditional
     assert found.error == pytest.approx(found.predicted / here.memory.total - 1)
 
 
