@@ -26,7 +26,8 @@ WRITTEN = frozenset(
 """JAX operations that are collectives: whoever called them meant to communicate."""
 
 _MATMULS = frozenset(["dot_general", "gather", "scatter-add", "scatter_add"])
-"""Operations whose operands sequence parallelism gathers: matmuls and the embedding's lookup."""
+"""Operations into which XLA:TPU weaves the gathers of sequence parallelism, as permutes: matmuls
+and the embedding's lookup."""
 
 _PARTNERS = (
     ("mlp", "act_mlp"),
@@ -118,12 +119,12 @@ def _reshards(train: TrainStep, ledger: Ledger) -> Iterator[Flag]:
 def _meant(origin: Source, row: Collective, rules: AxisRules) -> bool:
     if origin.primitive in WRITTEN:
         return True
-    sequence_parallel = "model" in rules.mesh_axes("norm_length")
-    return (
-        sequence_parallel
-        and row.axes == ("model",)
-        and row.kind != "all-to-all"
-        and origin.primitive in _MATMULS
+    if "model" not in rules.mesh_axes("norm_length") or row.axes != ("model",):
+        return False
+    # Sequence parallelism gathers before every matmul. Who made the operand names the gather from
+    # jax 0.12 on, so the name says nothing.
+    return row.kind == "all-gather" or (
+        row.kind == "collective-permute" and origin.primitive in _MATMULS
     )
 
 
