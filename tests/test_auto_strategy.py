@@ -69,7 +69,7 @@ def test_load_config_has_no_devices_to_plan_for(write):
         ("{auto: true, stage: 3}", "no layout of 8 devices divides 4 layers"),
         ("{auto: true, skip_bubbles: true}", "plan cannot fix 'skip_bubbles'"),
         ("{auto: perhaps}", "strategy.auto='perhaps' must be true or false"),
-        ("automatic", "strategy='automatic' must be a section"),
+        ("automatic", "such as strategy.replica, or auto."),
     ],
 )
 def test_one_line_for_a_mistake(write, capsys, strategy, message):
@@ -77,6 +77,11 @@ def test_one_line_for_a_mistake(write, capsys, strategy, message):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert message in printed.err and printed.err.count("\n") == 1
+
+
+def test_an_override_that_is_nearly_right(capsys):
+    assert main(["train", str(QUICKSTART), "strategy=automatic"]) == 2
+    assert "or strategy=auto to have it planned" in capsys.readouterr().err
 
 
 def test_devices_at_hand_are_a_cluster():

@@ -115,7 +115,7 @@ def _flatten(content: Mapping[Any, Any]) -> dict[str, Any]:
         elif section is not None:
             raise UserError(
                 f"{name}={section!r} must be a section: a mapping of its fields, such as "
-                f"{_example(name)}."
+                f"{_example(name)}{', or auto' if name == 'strategy' else ''}."
             )
     return values
 
@@ -180,7 +180,8 @@ def _suggest(name: str, names: Iterable[str]) -> str:
     """What was meant: a field of another section, or the nearest spelling."""
     section, _, field = name.rpartition(".")
     if name in _SECTIONS or name == "model":
-        return f" It is a section: set one of its fields, such as {_example(name)}."
+        planned = ", or strategy=auto to have it planned" if name == "strategy" else ""
+        return f" It is a section: set one of its fields, such as {_example(name)}{planned}."
     by_field = {valid.rpartition(".")[2]: valid for valid in names}
     if field in by_field:
         return f" Did you mean {by_field[field]!r}?"
