@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.cli.files import check_file, writing
 
 if TYPE_CHECKING:
     from hybrid_jax.config.run import RunConfig
@@ -32,8 +32,7 @@ def bench(
     from hybrid_jax.bench.compare import bench_from_config
     from hybrid_jax.bench.strategies import read_strategies
 
-    if json is not None and not Path(json).parent.is_dir():
-        raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it.")
+    check_file("--json", json)
     layouts = () if strategies is None else read_strategies(strategies, config.strategy)
 
     def show(line: str) -> None:
@@ -42,4 +41,5 @@ def bench(
     report = bench_from_config(config, layouts, steps, progress=show)
     print(report)
     if json is not None:
-        Path(json).write_text(report.to_json() + "\n")
+        with writing("--json", json):
+            Path(json).write_text(report.to_json() + "\n")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.cli.files import check_file, writing
 from hybrid_jax.figures import check_picture_path
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def inspect(
     from hybrid_jax.build import build_train_step, examine_layout
     from hybrid_jax.inspect.report import inspect as make_report
 
-    _check_file(json)
+    check_file("--json", json)
     if save is not None:
         check_picture_path("--save", save)
     # All errors of the layout; building the step raises the first. The report has the warnings.
@@ -42,18 +42,8 @@ def inspect(
     report = make_report(build_train_step(config), batch_shape, measure=measure)
     print(report)
     if json is not None:
-        Path(json).write_text(report.to_json() + "\n")
+        with writing("--json", json):
+            Path(json).write_text(report.to_json() + "\n")
     if save is not None:
-        report.save(save)
-
-
-def _check_file(json: str | None) -> None:
-    """Refuses what could not be written, before the minutes of a compile."""
-    if json is None:
-        return
-    if Path(json).is_dir():
-        raise UserError(
-            f"--json {json} is a folder: give the path of a file, such as {json}/a.json."
-        )
-    if not Path(json).parent.is_dir():
-        raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it.")
+        with writing("--save", save):
+            report.save(save)

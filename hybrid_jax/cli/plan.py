@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.cli.files import check_file, writing
 from hybrid_jax.figures import check_picture_path
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def plan(
     """Rank the strategies for a config's model and batch on devices that need not be there."""
     from hybrid_jax.build import plan_draft
 
-    if json is not None and not Path(json).parent.is_dir():
-        raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it.")
+    check_file("--json", json)
     if save is not None:
         check_picture_path("--save", save)
     report = plan_draft(draft, devices, memory_gib, top)
@@ -53,7 +52,9 @@ def plan(
         report = report.verify(verify)
     print(report)
     if json is not None:
-        Path(json).write_text(report.to_json() + "\n")
+        with writing("--json", json):
+            Path(json).write_text(report.to_json() + "\n")
     if save is not None:
-        report.save(save)
+        with writing("--save", save):
+            report.save(save)
     print(report.best.to_yaml())

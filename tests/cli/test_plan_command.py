@@ -68,6 +68,8 @@ def test_mistakes(capsys):
         (["--devices", "v5q:8"], "Did you mean 'v5p'?"),
         (["--devices", "v5p:4x4x4", "--json", "no/such/folder/x.json"], "does not exist"),
         (["--devices", "v5p:4x4x4", "--save", "no/such/folder/x.png"], "does not exist"),
+        (["--devices", "v5p:4x4x4", "--json", "/proc/plans.json"], "cannot be written"),
+        (["--devices", "v5p:4x4x4", "--save", "/proc/plans.png"], "cannot be written"),
         (["--devices", "v5p:4x4x4", "--save", "plan.jpg"], "must end in .png, .pdf or .svg"),
         (["--devices", "v5p:4x4x4", "--save", "plan"], "must end in .png, .pdf or .svg"),
         (["--devices", "v5e:2x2"], "nothing fits on v5e:2x2"),
