@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.plan.memory import memory
@@ -17,13 +18,11 @@ class Peer:
     """One layout of a pipeline that runs all forwards before the first backward.
 
     Attributes:
-      kind: "gpipe", or "circular": every stage has several chunks of layers.
       strategy: its layout; a circular one reads `schedule="interleaved"`, whose placement of layers
         and number of ticks it shares.
       time: of a step, with what a device sends and computes in it.
     """
 
-    kind: str
     strategy: Strategy
     time: StepTime
 
@@ -35,15 +34,17 @@ class Peer:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The best that GPipe and circular pipelines of `stage` stages can do in the same memory.
+    """The best that pipelines of one kind and so many stages can do in the same memory.
 
     Attributes:
+      kind: "gpipe", or "circular": every stage has several chunks of layers.
       stage: number of stages.
       sent: the layout that sends least.
       flops: the layout that computes least.
       fastest: the layout with the shortest step.
     """
 
+    kind: str
     stage: int
     sent: Peer
     flops: Peer
@@ -51,8 +52,8 @@ class Bounds:
 
 
 @cache
-def bounds(problem: Problem, stage: int) -> Bounds | None:
-    """Returns the bounds over every layout that fits the devices, or None where none does.
+def bounds(problem: Problem, stage: int) -> tuple[Bounds, ...]:
+    """Returns the bounds of each kind over every layout that fits; none where no layout does.
 
     GPipe (Huang et al. 2019) keeps the residuals of all microbatches, and so do circular pipelines
     as in praxis and MaxText, whose backward pass is the transpose of a loop over all forwards. All
@@ -60,27 +61,29 @@ def bounds(problem: Problem, stage: int) -> Bounds | None:
     head, one gather and one reduction of the parameters in a step. What those frameworks really
     send is more.
     """
-    found = list(_peers(problem, stage))
-    if not found:
-        return None
-    return Bounds(
-        stage,
-        sent=min(found, key=lambda peer: (peer.sent_bytes, peer.time.hardware_flops)),
-        flops=min(found, key=lambda peer: (peer.time.hardware_flops, peer.sent_bytes)),
-        fastest=min(found, key=lambda peer: peer.time.total),
-    )
-
-
-def _peers(problem: Problem, stage: int) -> Iterator[Peer]:
+    found = []
     for kind, schedule in (("gpipe", "gpipe"), ("circular", "interleaved")):
-        fixed = {"stage": stage, "schedule": schedule}
-        for layout in layouts(problem, fixed):
-            links = problem.cluster.links(layout)
-            for remats in variants(problem, layout, fixed):
-                for strategy in remats:
-                    if _needs(problem, strategy) > problem.room:
-                        continue
-                    yield Peer(kind, strategy, problem.time(strategy, links))
+        peers = list(_peers(problem, {"stage": stage, "schedule": schedule}))
+        if peers:
+            found.append(
+                Bounds(
+                    kind,
+                    stage,
+                    sent=min(peers, key=lambda peer: (peer.sent_bytes, peer.time.hardware_flops)),
+                    flops=min(peers, key=lambda peer: (peer.time.hardware_flops, peer.sent_bytes)),
+                    fastest=min(peers, key=lambda peer: peer.time.total),
+                )
+            )
+    return tuple(found)
+
+
+def _peers(problem: Problem, fixed: dict[str, Any]) -> Iterator[Peer]:
+    for layout in layouts(problem, fixed):
+        links = problem.cluster.links(layout)
+        for remats in variants(problem, layout, fixed):
+            for strategy in remats:
+                if _needs(problem, strategy) <= problem.room:
+                    yield Peer(strategy, problem.time(strategy, links))
 
 
 def _needs(problem: Problem, strategy: Strategy) -> int:

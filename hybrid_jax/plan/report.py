@@ -107,9 +107,7 @@ class PlanReport(Tables):
         if self.fits:
             parts.append(tables.time_parts([plan for plan in shown if plan.time]))
             parts += [
-                tables.beside_peers(plan, found)
-                for plan, found in self._pipelines(shown)
-                if found is not None
+                tables.beside_peers(plan, kinds) for plan, kinds in self._pipelines(shown) if kinds
             ]
         else:
             parts.append(tables.note(self.miss))
@@ -150,7 +148,7 @@ class PlanReport(Tables):
 
         save(self, str(path))
 
-    def _pipelines(self, shown: tuple[Plan, ...]) -> list[tuple[Plan, Bounds | None]]:
+    def _pipelines(self, shown: tuple[Plan, ...]) -> list[tuple[Plan, tuple[Bounds, ...]]]:
         """The best pipeline shown, with what others could do with as many stages.
 
         Not on CPUs, whose idle ticks are skipped.

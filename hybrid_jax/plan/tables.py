@@ -157,23 +157,21 @@ def _pair(predicted: float | None, compiled: float | None, size: int, at_most: b
     return f"{first} | {'≤ ' if at_most else ''}{second}"
 
 
-def beside_peers(plan: Plan, bounds: Bounds) -> Table:
+def beside_peers(plan: Plan, kinds: Sequence[Bounds]) -> Table:
     """A pipeline, and what GPipe and circular ones of as many stages need at least."""
     table = make_table(
-        f"Beside GPipe and circular pipelines of {bounds.stage} stages that fit",
+        f"Beside GPipe and circular pipelines of {plan.strategy.stage} stages that fit",
         *("", "strategy", ">step", ">sent, GiB", ">hardware PFLOP"),
         caption="per device and step; idle ticks compute on masked input in all of them",
     )
     assert plan.time is not None
-    peers = {
-        "sends least": bounds.sent,
-        "computes least": bounds.flops,
-        "is fastest": bounds.fastest,
-    }
-    for name, strategy, time in (
-        ("this plan", plan.strategy, plan.time),
-        *((f"{peer.kind} that {does}", peer.strategy, peer.time) for does, peer in peers.items()),
-    ):
+    rows = [("this plan", plan.strategy, plan.time)]
+    for found in kinds:
+        peers = {"sends least": found.sent, "computes least": found.flops, "fastest": found.fastest}
+        rows += [
+            (f"{found.kind}, {does}", peer.strategy, peer.time) for does, peer in peers.items()
+        ]
+    for name, strategy, time in rows:
         table.add_row(
             name,
             strategy.describe(),
