@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybrid_jax.cli.files import check_file, writing
+from hybrid_jax.cli.files import check_outputs, write_outputs
 
 if TYPE_CHECKING:
     from hybrid_jax.config.run import RunConfig
@@ -32,7 +31,7 @@ def bench(
     from hybrid_jax.bench.compare import bench_from_config
     from hybrid_jax.bench.strategies import read_strategies
 
-    check_file("--json", json)
+    check_outputs(json)
     layouts = () if strategies is None else read_strategies(strategies, config.strategy)
 
     def show(line: str) -> None:
@@ -40,6 +39,4 @@ def bench(
 
     report = bench_from_config(config, layouts, steps, progress=show)
     print(report)
-    if json is not None:
-        with writing("--json", json):
-            Path(json).write_text(report.to_json() + "\n")
+    write_outputs(report, json)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybrid_jax.cli.files import check_file, writing
-from hybrid_jax.figures import check_picture_path
+from hybrid_jax.cli.files import check_outputs, write_outputs
 
 if TYPE_CHECKING:
     from hybrid_jax.config.run import RunConfig
@@ -31,9 +29,7 @@ def inspect(
     from hybrid_jax.build import build_train_step, examine_layout
     from hybrid_jax.inspect.report import inspect as make_report
 
-    check_file("--json", json)
-    if save is not None:
-        check_picture_path("--save", save)
+    check_outputs(json, save)
     # All errors of the layout; building the step raises the first. The report has the warnings.
     for finding in examine_layout(config):
         if finding.kind == "error":
@@ -41,9 +37,4 @@ def inspect(
     batch_shape = (config.data.global_batch, config.data.seq_len)
     report = make_report(build_train_step(config), batch_shape, measure=measure)
     print(report)
-    if json is not None:
-        with writing("--json", json):
-            Path(json).write_text(report.to_json() + "\n")
-    if save is not None:
-        with writing("--save", save):
-            report.save(save)
+    write_outputs(report, json, save)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybrid_jax.cli.files import check_file, writing
-from hybrid_jax.figures import check_picture_path
+from hybrid_jax.cli.files import check_outputs, write_outputs
 
 if TYPE_CHECKING:
     from hybrid_jax.config.draft import Draft
@@ -44,17 +42,10 @@ def plan(
     """Rank the strategies for a config's model and batch on devices that need not be there."""
     from hybrid_jax.build import plan_draft
 
-    check_file("--json", json)
-    if save is not None:
-        check_picture_path("--save", save)
+    check_outputs(json, save)
     report = plan_draft(draft, devices, memory_gib, top)
     if verify is not None:
         report = report.verify(verify)
     print(report)
-    if json is not None:
-        with writing("--json", json):
-            Path(json).write_text(report.to_json() + "\n")
-    if save is not None:
-        with writing("--save", save):
-            report.save(save)
+    write_outputs(report, json, save)
     print(report.best.to_yaml())

@@ -8,12 +8,12 @@ from typing import Any
 from hybrid_jax.config.checks import check_choice, check_int
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.errors import UserError, nearest
+from hybrid_jax.hardware.chips import GIB
 from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.plan.memory import OPTIMIZER_BYTES
 from hybrid_jax.plan.report import PlanReport
 from hybrid_jax.plan.search import Problem, search
 
-GIB = 2**30
 _FIXABLE = (
     "replica",
     "stage",

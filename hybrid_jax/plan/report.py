@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
+from rich.table import Table
 
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.plan import tables
-from hybrid_jax.plan.bounds import Bounds, bounds
+from hybrid_jax.plan.bounds import bounds
 from hybrid_jax.plan.search import Plan, Problem
 from hybrid_jax.plan.verified import Verified
 from hybrid_jax.plan.verify import TIMEOUT_SECONDS, rerank, verify
@@ -106,9 +107,7 @@ class PlanReport(Tables):
         parts.append(tables.memory_parts(self.problem, shown))
         if self.fits:
             parts.append(tables.time_parts([plan for plan in shown if plan.time]))
-            parts += [
-                tables.beside_peers(plan, kinds) for plan, kinds in self._pipelines(shown) if kinds
-            ]
+            parts += self._beside_peers(shown)
         else:
             parts.append(tables.note(self.miss))
         return Group(*parts)
@@ -148,15 +147,16 @@ class PlanReport(Tables):
 
         save(self, str(path))
 
-    def _pipelines(self, shown: tuple[Plan, ...]) -> list[tuple[Plan, tuple[Bounds, ...]]]:
-        """The best pipeline shown, with what others could do with as many stages.
+    def _beside_peers(self, shown: tuple[Plan, ...]) -> list[Table]:
+        """The best pipeline shown, with what others could do with as many stages, if any can.
 
         Not on CPUs, whose idle ticks are skipped.
         """
-        if self.problem.cluster.chip.platform == "cpu":
+        best = next((plan for plan in shown if plan.time and plan.strategy.stage > 1), None)
+        if best is None or self.problem.cluster.chip.platform == "cpu":
             return []
-        pipelines = [plan for plan in shown if plan.time and plan.strategy.stage > 1]
-        return [(plan, bounds(self.problem, plan.strategy.stage)) for plan in pipelines[:1]]
+        kinds = bounds(self.problem, best.strategy.stage)
+        return [tables.beside_peers(best, kinds)] if kinds else []
 
     def to_json(self) -> str:
         """Returns every plan as JSON text; bytes and seconds per device and step."""

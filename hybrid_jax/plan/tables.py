@@ -10,13 +10,12 @@ from rich.text import Text
 
 from hybrid_jax.config.model import num_params
 from hybrid_jax.config.strategy import MESH_AXES
+from hybrid_jax.hardware.chips import GIB
 from hybrid_jax.plan.bounds import Bounds
 from hybrid_jax.plan.memory import Memory
 from hybrid_jax.plan.search import Plan, Problem
 from hybrid_jax.plan.verified import Verified
 from hybrid_jax.tables import byte_unit, format_bytes, format_duration, make_table
-
-GIB = 2**30
 
 
 def heading(problem: Problem) -> Text:
