@@ -10,6 +10,9 @@ import sys
 
 import pytest
 
+from hybrid_jax.hardware.cluster import Cluster
+from hybrid_jax.plan.compilers import environment
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1000),
@@ -18,15 +21,6 @@ pytestmark = [
         reason="libtpu is absent: pip install 'hybrid-jax[aot]'",
     ),
 ]
-
-# XLA:TPU for absent chips asks no metadata server and no other host.
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5p-128",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing runs, so several processes may compile
-}
 
 PROGRAM = """
 import json, sys, time
@@ -55,7 +49,7 @@ def compile_step(microbatches: int) -> dict[str, float]:
     """What the compiler says of one llama2-7b step, microbatches of 1 x 4096 tokens a device."""
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(microbatches)],
-        env={**os.environ, **ENVIRONMENT},
+        env=environment(Cluster.of("v5p:4x4x4"), os.environ),
         capture_output=True,
         text=True,
         timeout=900,

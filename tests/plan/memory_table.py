@@ -20,39 +20,28 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from triples import HELD_OUT, MODELS, TRIPLES, Triple
 
+from hybrid_jax.hardware.cluster import Cluster
+from hybrid_jax.plan.compilers import absent_devices, environment
 from hybrid_jax.plan.memory import Memory, memory
 
 EVERY = (*TRIPLES, *HELD_OUT)
-
-# XLA:TPU for absent chips asks no metadata server and no other host.
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-ACCELERATORS = {"v5e": "v5litepod-16", "v5p": "v5p-128", "v6e": "v6e-16"}
 
 
 def compile_triple(triple: Triple) -> dict:
     """The compiler's memory plan of one triple, in this process."""
     import jax
     import optax
-    from jax.experimental import topologies
 
     import hybrid_jax as hj
     from hybrid_jax.inspect.ledger import ledger
     from hybrid_jax.inspect.memory import memory as compiled_memory
 
-    # A single host has to be told its bounds.
-    extra = {"chips_per_host_bounds": (2, 2, 1)} if triple.devices.endswith(":2x2x1") else {}
-    topology = topologies.get_topology_desc(topology_name=triple.devices, platform="tpu", **extra)
     layout = triple.layout
     train = hj.make_train_step(
         hj.models.Decoder(MODELS[triple.model]),
         optax.adamw(3e-4),
         layout,
-        hj.make_mesh(layout, topology.devices),
+        hj.make_mesh(layout, absent_devices(Cluster.of(triple.devices))),
     )
     start = time.time()
     compiled = train.lower((triple.global_batch, triple.seq_len)).compile()
@@ -79,10 +68,9 @@ def compile_all(path: Path) -> None:
     for index, triple in enumerate(EVERY):
         if triple.name in rows:
             continue
-        accelerator = ACCELERATORS[triple.devices.partition(":")[0]]
         result = subprocess.run(
             [sys.executable, __file__, "one", str(index)],
-            env={**os.environ, **ENVIRONMENT, "TPU_ACCELERATOR_TYPE": accelerator},
+            env=environment(Cluster.of(triple.devices), os.environ),
             capture_output=True,
             text=True,
             timeout=900,
