@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from hybrid_jax.errors import UserError
 from hybrid_jax.train.state import TrainState
 from hybrid_jax.train.step import TrainStep
 
@@ -14,6 +15,9 @@ def evaluate(train: TrainStep, state: TrainState, batches: Iterable[Any]) -> flo
 
     Args:
       batches: global host batches as for `TrainStep.step`, all of one shape.
+
+    Raises:
+      UserError: there is no batch, or no token of any weight in them.
     """
     loss_sum = weight_sum = 0.0
     for batch in batches:
@@ -22,4 +26,9 @@ def evaluate(train: TrainStep, state: TrainState, batches: Iterable[Any]) -> flo
         if weight:
             loss_sum += float(metrics["loss"]) * weight
             weight_sum += weight
+    if not weight_sum:
+        raise UserError(
+            "nothing to evaluate: the batches hold no token of any weight; give a longer text or "
+            "other weights."
+        )
     return loss_sum / weight_sum

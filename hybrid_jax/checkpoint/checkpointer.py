@@ -22,7 +22,7 @@ from hybrid_jax.checkpoint.retention import KeepVerified
 from hybrid_jax.checkpoint.tree import from_nested, to_nested
 from hybrid_jax.checkpoint.verification import Verification
 from hybrid_jax.errors import RunError, UserError
-from hybrid_jax.train.state import TrainState
+from hybrid_jax.train.state import DEPTH_ORDER, TrainState
 from hybrid_jax.train.step import TrainStep
 
 PyTree = Any
@@ -155,8 +155,9 @@ class Checkpointer:
 
         Raises:
           RunError: this or the last save failed (disk full, say); says which step is still good.
-          UserError: a newer step exists in the folder.
+          UserError: a newer step exists in the folder, or `state` is not one of `train`.
         """
+        train.check_state(state)
         step = int(state.step)
         # First: a step that is still being written would be there for some processes only.
         self.wait()
@@ -203,7 +204,7 @@ class Checkpointer:
           UserError: no step is there, none is good, or it was saved by a model or an optimizer
             of other shapes.
         """
-        like = train.abstract_state()
+        like = dataclasses.replace(train.abstract_state(), order=DEPTH_ORDER)
         nested = self._restore(to_nested(like), step)
         return train.from_canonical(from_nested(nested, like))
 

@@ -12,6 +12,7 @@ from jax import lax
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.models.attention import dot_product_attention
 from hybrid_jax.models.contract import Batch, Constrain, Params, PyTree, unconstrained
+from hybrid_jax.models.entries import IGNORED, BatchEntries, token_entries
 from hybrid_jax.models.functional import from_nnx, stack_axes, stack_init
 from hybrid_jax.models.layers import (
     INIT_STD,
@@ -199,6 +200,11 @@ class Decoder:
             "head": self._head.axes,
         }
 
+    def batch_entries(self) -> BatchEntries:
+        """Returns what a batch must hold."""
+        learned = self.config.positions == "learned"
+        return token_entries(self.config.vocab_size, self.config.max_length if learned else None)
+
     def embed(
         self,
         outer: Params,
@@ -240,8 +246,10 @@ class Decoder:
         constrain: Constrain = unconstrained,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the summed cross entropy in nats, weighted, and the sum of the weights."""
-        losses = cross_entropy(self._logits(outer, x, constrain), batch["targets"])
+        targets = batch["targets"]
+        losses = cross_entropy(self._logits(outer, x, constrain), targets)
         weights = batch.get("weights", jnp.ones_like(losses))
+        weights = jnp.where(targets == IGNORED, 0, weights)
         return jnp.sum(weights * losses), jnp.sum(weights)
 
     def logits(

@@ -15,8 +15,9 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
     Args:
       logits: [B, T, V] float32.
-      targets: [B, T] integers in [0, V).
+      targets: [B, T] integers in [0, V); of any other the result is meaningless.
     """
-    is_target = lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[:, :, None]
+    # Counted in int32: an 8-bit iota would start again at 256.
+    is_target = lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[:, :, None]
     target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1) - target_logit

@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.train.state import DEPTH_ORDER
 
 PyTree = Any
 
@@ -42,7 +43,12 @@ class LayerOrder:
     @property
     def is_trivial(self) -> bool:
         """Whether both orders are the same."""
-        return self.chunks == 1 or self.mesh.shape["stage"] == 1
+        return self.name == DEPTH_ORDER
+
+    @property
+    def name(self) -> str:
+        """What a state in the order of the stages calls it."""
+        return order_name(self.mesh.shape["stage"], self.chunks)
 
     def to_stages(self, tree: PyTree) -> PyTree:
         """Reorders from depth order to the order of the stages."""
@@ -61,6 +67,15 @@ class LayerOrder:
             self.dims,
             self.shardings,
         )
+
+
+def order_name(stages: int, chunks: int) -> str:
+    """Returns the name of the order in which stages own their layers.
+
+    >>> order_name(stages=4, chunks=1), order_name(stages=4, chunks=2)
+    ('depth', '4 stages x 2 chunks')
+    """
+    return DEPTH_ORDER if min(stages, chunks) == 1 else f"{stages} stages x {chunks} chunks"
 
 
 def depth_of_slot(stages: int, chunks: int) -> np.ndarray:

@@ -14,6 +14,9 @@ from hybrid_jax.train.guard import Guard
 
 PyTree = Any
 
+DEPTH_ORDER = "depth"
+"""Layers by depth: what checkpoints hold, and every layout but the interleaved ones."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -25,16 +28,24 @@ class TrainState:
       params: f32 master parameters {"embed", "blocks", "head"}.
       opt_state: optax state.
       guard: which updates were skipped, and what is needed to judge the next.
+      order: of the layers in every stacked array, `DEPTH_ORDER` or that of an interleaved pipeline
+        (`LayerOrder.name`). Arrays of both have the same shapes and lie in the same places, so
+        the state itself must say which they are. Part of the tree's structure, not a leaf.
     """
 
     step: jax.Array
     params: PyTree
     opt_state: PyTree
     guard: Guard = field(default_factory=Guard.fresh)
+    order: str = field(default=DEPTH_ORDER, metadata={"static": True})
 
 
 def state_shardings(
-    tx: optax.GradientTransformation, shapes: PyTree, placements: PyTree, mesh: Mesh
+    tx: optax.GradientTransformation,
+    shapes: PyTree,
+    placements: PyTree,
+    mesh: Mesh,
+    order: str = DEPTH_ORDER,
 ) -> TrainState:
     """Returns a `TrainState` of `NamedSharding`: optimizer state lies where its parameters lie.
 
@@ -61,4 +72,4 @@ def state_shardings(
 
     opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, shapes))
     guard = jax.tree.map(lambda _: whole, jax.eval_shape(Guard.fresh))
-    return TrainState(whole, shardings, opt_state, guard)  # pyright: ignore[reportArgumentType]
+    return TrainState(whole, shardings, opt_state, guard, order)  # pyright: ignore[reportArgumentType]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -16,13 +17,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.models.contract import StagedModel
+from hybrid_jax.models.entries import BatchEntries
 from hybrid_jax.pipeline.schedule import Schedule, forward_only, schedule
 from hybrid_jax.sharding.doctor import Finding, place_params
 from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules, resolve_rules
+from hybrid_jax.train.batch_check import admit, check_shapes
 from hybrid_jax.train.gradients import BATCH_SPEC, make_loss_and_gradients
 from hybrid_jax.train.guard import INITIAL_SCALE, judge
-from hybrid_jax.train.layers import LayerOrder, layer_dims
-from hybrid_jax.train.state import TrainState, state_shardings
+from hybrid_jax.train.layers import LayerOrder, layer_dims, order_name
+from hybrid_jax.train.state import DEPTH_ORDER, TrainState, state_shardings
+from hybrid_jax.train.state_check import check_params, check_state
 
 PyTree = Any
 Batch = Mapping[str, Any]
@@ -40,6 +44,7 @@ class TrainStep:
       placements: tree of `Placement` of the parameters.
       warnings: what the doctor found wasteful about them.
       shardings: `TrainState` of `NamedSharding`.
+      check_values: whether the numbers of every batch are checked too.
     """
 
     model: StagedModel
@@ -51,6 +56,7 @@ class TrainStep:
     placements: PyTree
     warnings: tuple[Finding, ...]
     shardings: TrainState
+    check_values: bool
     _init: Callable = field(repr=False)
     _init_from: Callable = field(repr=False)
     _step: Callable = field(repr=False)
@@ -72,8 +78,9 @@ class TrainStep:
         """Makes one update; `state` is donated.
 
         Args:
-          batch: global host arrays [B, T]: `tokens`, `targets`; optional `weights` (f32, default
-            ones), `positions`, `segment_ids`.
+          batch: what the model takes (`model.batch_entries`), arrays [B, ...] of NumPy or JAX; of
+            a language model [B, T] `tokens`, `targets` (-100: weight 0), optional `weights` (or
+            [B]; ones by default), `positions`, `segment_ids`.
 
         Returns:
           The next state and the metrics `loss` (mean per weight), `weight` (their sum),
@@ -84,20 +91,34 @@ class TrainStep:
         but `step`, so that the next batch is another one, and `guard`, which counts it.
 
         Raises:
-          UserError: the batch does not divide into data shards and microbatches.
+          UserError: the state was donated to an earlier step, or belongs to another layout, model
+            or optimizer; or the batch is not what the model takes.
         """
+        self.check_state(state)
         return self._step(state, self.put(batch))
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         """Returns `loss` (mean per weight) and `weight` of `batch`, without dropout."""
+        self.check_state(state)
         return self._evaluate(state.params, self.put(batch))
 
-    def gradients(self, params: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
-        """Returns (gradients, metrics) for canonical `params`; gradients are canonical too."""
+    def gradients(
+        self, params: TrainState | PyTree, batch: Batch
+    ) -> tuple[PyTree, dict[str, jax.Array]]:
+        """Returns (gradients, metrics) for canonical parameters; gradients are canonical too.
+
+        Args:
+          params: canonical ones, as `canonical_params` returns them, or a whole state of this
+            step; not `state.params`, which an interleaved schedule keeps in another order.
+        """
+        if isinstance(params, TrainState):
+            params = self.canonical_params(params)
+        check_params(params, self.shapes)
         return self._gradients(params, self.put(batch))
 
     def canonical_params(self, state: TrainState) -> PyTree:
         """Returns {"embed", "blocks" [L, ...], "head"}: the same tree for every layout."""
+        self.check_state(state)
         return self._canonical(state.params)
 
     def canonical_state(self, state: TrainState) -> TrainState:
@@ -105,11 +126,22 @@ class TrainStep:
 
         Nothing moves, and the arrays are those of `state`, unless the schedule is interleaved.
         """
+        self.check_state(state)
         return self._to_depth(state)
 
     def from_canonical(self, state: TrainState) -> TrainState:
-        """The inverse of `canonical_state`; `state`, which lies as `shardings` say, is donated."""
-        return self._to_stages(state)
+        """The inverse of `canonical_state`, whatever layout `state` comes from.
+
+        It may lie on other devices or on the host. Arrays that lie as `shardings` say are donated.
+        """
+        canonical = replace(self.abstract_state(), order=DEPTH_ORDER)
+        check_state(state, canonical, anywhere=True)
+        placed = jax.device_put(state, replace(self.shardings, order=DEPTH_ORDER))
+        return self._to_stages(placed)
+
+    def check_state(self, state: TrainState) -> None:
+        """Raises a UserError unless `state` is one of this step's, and still there."""
+        check_state(state, self.abstract_state())
 
     def lower(self, batch_shape: tuple[int, int] | Mapping[str, jax.ShapeDtypeStruct]):
         """Lowers the step for a batch of [B, T] tokens: the jax stages API, absent hardware too."""
@@ -118,11 +150,15 @@ class TrainStep:
     def trace(self, batch_shape: tuple[int, int] | Mapping[str, jax.ShapeDtypeStruct]):
         """Traces the step for a batch of [B, T] tokens: the stage before `lower`, with a jaxpr."""
         batch = token_batch(*batch_shape) if isinstance(batch_shape, tuple) else batch_shape
-        self._check_batch(batch)
+        check_shapes(batch, self._batch_entries, **self._batch_parts)
         return self._step.trace(self.abstract_state(), dict(batch))
 
     def abstract_state(self) -> TrainState:
         """The state's shapes, dtypes and shardings, without any array."""
+        return self._abstract_state
+
+    @functools.cached_property
+    def _abstract_state(self) -> TrainState:
         shapes = jax.eval_shape(self._init, jax.random.key(0))
         return jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(
@@ -133,35 +169,34 @@ class TrainStep:
         )
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:
-        """Places a global host batch, which every process has whole, on the mesh.
+        """Checks a global batch, which every process has whole, and places it on the mesh.
 
-        Weights are filled in. A process uploads what its own devices hold.
+        A process uploads what its own devices hold. What is placed already stays where it is.
         """
-        batch = dict(batch)
-        if "weights" not in batch and "tokens" in batch:
-            batch["weights"] = np.ones(np.shape(batch["tokens"]), np.float32)
-        self._check_batch(batch)
+        arrays = admit(batch, self._batch_entries, values=self.check_values, **self._batch_parts)
         sharding = NamedSharding(self.mesh, BATCH_SPEC)
         if not self.mesh.is_multi_process:
-            return jax.device_put(batch, sharding)
+            return jax.device_put(arrays, sharding)
         # `device_put` would send every batch around to compare it: 368 ms for 64 x 1024 tokens, on
         # two processes of one machine, instead of 0.3.
-        arrays = {name: np.asarray(leaf) for name, leaf in batch.items()}
-        return {
-            name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-            for name, array in arrays.items()
-        }
+        return {name: _put_own_part(array, sharding) for name, array in arrays.items()}
 
-    def _check_batch(self, batch: Mapping[str, Any]) -> None:
+    @property
+    def _batch_entries(self) -> BatchEntries | None:
+        entries = getattr(self.model, "batch_entries", None)
+        return None if entries is None else entries()
+
+    @property
+    def _batch_parts(self) -> dict[str, int]:
         shards = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
-        for name, leaf in batch.items():
-            size = np.shape(leaf)[0]
-            if size % (shards * self.strategy.microbatches):
-                raise UserError(
-                    f"batch[{name!r}] has {size} examples, not divisible by {shards} data shards "
-                    f"(replica x data x expert) x {self.strategy.microbatches} microbatches: use a "
-                    f"multiple of {shards * self.strategy.microbatches} examples."
-                )
+        return {"shards": shards, "microbatches": self.strategy.microbatches}
+
+
+def _put_own_part(array: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(array, jax.Array) and array.sharding == sharding:
+        return array
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 
 
 def make_train_step(
@@ -174,6 +209,7 @@ def make_train_step(
     spike_sigmas: float | None = None,
     seed: int = 0,
     bubble_value: float = 0.0,
+    check_values: bool = True,
 ) -> TrainStep:
     """Returns the train step of `model` under `strategy` on `mesh`.
 
@@ -187,6 +223,9 @@ def make_train_step(
         running mean are skipped too; None: they are made.
       seed: of dropout; the key of an update is a function of (seed, step).
       bubble_value: what idle pipeline slots compute on; NaN shows that nothing leaks.
+      check_values: whether tokens out of the vocabulary, negative weights and the like are looked
+        for in every batch. It takes microseconds for arrays on the host, but fetches those on
+        devices: False for those who feed these, and know that they are right.
 
     Raises:
       UserError: model, strategy and mesh do not fit, told with the parameter's path.
@@ -195,7 +234,8 @@ def make_train_step(
     rules = resolve_rules(strategy.rules)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     placements, warnings = place_params(shapes, model.axes(), rules, mesh, zero=strategy.zero)
-    shardings = state_shardings(tx, shapes, placements, mesh)
+    layers = order_name(strategy.stage, strategy.chunks)
+    shardings = state_shardings(tx, shapes, placements, mesh, layers)
     sizes = (strategy.stage, strategy.microbatches, strategy.chunks)
     table = schedule(strategy.schedule, *sizes)
 
@@ -209,7 +249,7 @@ def make_train_step(
         return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), step))
 
     def fresh(params):
-        return TrainState(jnp.int32(0), params, tx.init(params))
+        return TrainState(jnp.int32(0), params, tx.init(params), order=layers)
 
     dims = layer_dims(fresh, shapes)
     order = LayerOrder(mesh, strategy.chunks, dims, shardings)
@@ -240,13 +280,19 @@ def make_train_step(
         metrics |= {"skipped": guard.skipped, "skipped_in_a_row": guard.skipped_in_a_row}
         if scaled:
             metrics["loss_scale"] = scale
-        return TrainState(state.step + 1, params, opt_state, guard), metrics
+        return TrainState(state.step + 1, params, opt_state, guard, layers), metrics
 
     def gradients(params, batch):
         grads, metrics = train(from_depth(params), batch, step_key(0), jnp.float32(INITIAL_SCALE))
         return params_order.to_depth(grads), metrics
 
-    def moved(move, **options):
+    def to_depth(state):
+        return replace(order.to_depth(state), order=DEPTH_ORDER)
+
+    def to_stages(state):
+        return order.to_stages(replace(state, order=layers))
+
+    def moved(move, shardings, **options):
         if order.is_trivial:
             return lambda state: state
         return jax.jit(move, out_shardings=shardings, **options)
@@ -262,6 +308,7 @@ def make_train_step(
         placements=placements,
         warnings=warnings,
         shardings=shardings,
+        check_values=check_values,
         _init=jax.jit(init, out_shardings=shardings),
         _init_from=jax.jit(
             lambda params: fresh(from_depth(params)), out_shardings=shardings, donate_argnums=0
@@ -273,8 +320,8 @@ def make_train_step(
         ),
         _gradients=jax.jit(gradients, out_shardings=(shardings.params, whole)),
         _canonical=jax.jit(params_order.to_depth, out_shardings=shardings.params),
-        _to_depth=moved(order.to_depth),
-        _to_stages=moved(order.to_stages, donate_argnums=0),
+        _to_depth=moved(to_depth, replace(shardings, order=DEPTH_ORDER)),
+        _to_stages=moved(to_stages, shardings, donate_argnums=0),
     )
 
 

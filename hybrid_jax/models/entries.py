@@ -1,0 +1,112 @@
+"""What a model takes in its batch, said once: names, dims, kinds of numbers and their range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+IGNORED = -100
+"""A target of this value has weight 0, as in PyTorch and Hugging Face `transformers`."""
+
+Kind = Literal["integer", "float", "bool"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One array of a batch.
+
+    Attributes:
+      axes: logical name of every dim, "batch" first. Dims of one name have one size; None is a dim
+        of any size.
+      dtype: what the model is given; a batch may hold any width of the same kind.
+      below: integers must lie in [0, below); None: any.
+      ignored: an integer that is allowed besides; None: none is.
+      is_weight: whether the numbers are weights: finite, not negative, booleans and integers too,
+        and [B] as well as [B, T], one weight for all that belongs to an example.
+      is_required: whether a batch without it is refused.
+      is_filled: whether a batch without it gets ones.
+    """
+
+    axes: tuple[str | None, ...]
+    dtype: str = "int32"
+    below: int | None = None
+    ignored: int | None = None
+    is_weight: bool = False
+    is_required: bool = True
+    is_filled: bool = False
+
+
+@dataclass(frozen=True)
+class BatchEntries:
+    """All arrays that a model takes; a batch with any other is refused.
+
+    Attributes:
+      entries: by name.
+      longest: the largest size of a dim by its name, such as the rows of a table of positions,
+        where the batch does not say the positions itself.
+    """
+
+    entries: Mapping[str, Entry]
+    longest: Mapping[str, int]
+
+
+def token_entries(vocab_size: int, num_positions: int | None = None) -> BatchEntries:
+    """Returns the entries of a language model.
+
+    >>> token_entries(50257).entries["targets"].below
+    50257
+
+    Args:
+      vocab_size: tokens and targets lie below it; a target of `IGNORED` has weight 0.
+      num_positions: rows of a table of learned positions; None: positions have no limit.
+    """
+    tokens = ("batch", "length")
+    return BatchEntries(
+        {
+            "tokens": Entry(tokens, below=vocab_size),
+            "targets": Entry(tokens, below=vocab_size, ignored=IGNORED),
+            "weights": Entry(tokens, "float32", is_weight=True, is_required=False, is_filled=True),
+            "positions": Entry(tokens, below=num_positions or 2**31, is_required=False),
+            "segment_ids": Entry(tokens, is_required=False),
+        },
+        {} if num_positions is None else {"length": num_positions},
+    )
+
+
+def example_entries(example_batch: Mapping[str, Any], loss_rank: int) -> BatchEntries:
+    """Returns the entries of a user's model from an example of its batch.
+
+    Its arrays say names, ranks and dtypes; sizes may differ. `weights` may be left out or added.
+
+    >>> sorted(example_entries({"image": np.zeros((8, 784), np.float32)}, loss_rank=1).entries)
+    ['image', 'weights']
+
+    Args:
+      example_batch: arrays or their shapes [B, ...].
+      loss_rank: dims of the losses, which weights share.
+    """
+
+    def entry(rank: int, dtype: Any, **options: bool) -> Entry:
+        return Entry(("batch", *[None] * (rank - 1)), str(np.dtype(dtype)), **options)
+
+    entries = {
+        name: entry(len(leaf.shape), leaf.dtype)
+        for name, leaf in example_batch.items()
+        if name != "weights"
+    }
+    weights = entry(loss_rank, np.float32, is_weight=True, is_required=False)
+    return BatchEntries({**entries, "weights": weights}, {})
+
+
+def kind_of(dtype: Any) -> Kind | None:
+    """Returns the kind of numbers that a dtype holds; None for text, objects and the like.
+
+    >>> kind_of(np.uint8), kind_of(jnp.bfloat16), kind_of(np.dtype("U3"))
+    ('integer', 'float', None)
+    """
+    kinds: dict[Kind, Any] = {"integer": jnp.integer, "float": jnp.floating, "bool": jnp.bool_}
+    return next((kind for kind, parent in kinds.items() if jnp.issubdtype(dtype, parent)), None)
