@@ -42,7 +42,15 @@ def build_hooks(
     hooks.append(EveryN(config.train.eval_every or steps, evaluation))
     if checkpointer is not None:
         keep = {"data": run.data_fingerprint, "run": recipe(config)}
-        save = Save(checkpointer, run.train, evaluation, log, config=keep, last_step=steps)
+        save = Save(
+            checkpointer,
+            run.train,
+            evaluation,
+            log,
+            config=keep,
+            last_step=steps,
+            after_errors=config.checkpoint.on_error,
+        )
         hooks.append(EveryN(config.checkpoint.every or steps, save))
     if watchdog is not None:
         hooks.append(Heartbeat(watchdog))

@@ -11,14 +11,16 @@ from hybrid_jax.config.checks import check_int
 class CheckpointConfig:
     """The checkpoints of a run.
 
-    A run that finds checkpoints of its own in its folder goes on from the newest good one. It saves
-    its last state however it ends, unless it is killed.
+    A run that finds checkpoints of its own in its folder resumes from the newest good one. It saves
+    its last state when it ends, is stopped or breaks, unless it is killed.
 
     Attributes:
       every: updates between two checkpoints; None: only at the end, or when it is stopped.
       folder: of the checkpoints; None: `checkpoints` in `train.output_dir`, and none without it.
       keep_last: newest checkpoints to keep.
       keep_best: checkpoints with the lowest held-out loss to keep.
+      on_error: whether the last whole state is saved too when an exception ends the run, in one
+        process; not when the run ends itself because it diverged or cannot save.
       init_from: folder of another run's checkpoints, whose parameters this run begins with; the
         optimizer, the step and the data begin anew. None: random parameters.
 
@@ -30,6 +32,7 @@ class CheckpointConfig:
     folder: str | None = None
     keep_last: int = 2
     keep_best: int = 1
+    on_error: bool = True
     init_from: str | None = None
 
     def __post_init__(self):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from hybrid_jax.checkpoint.checkpointer import Checkpointer
+from hybrid_jax.errors import RunError
 from hybrid_jax.hooks.evaluate import Evaluate
 from hybrid_jax.metrics.log import Log
 from hybrid_jax.train.state import TrainState
@@ -26,6 +27,7 @@ class Save:
         has it when it goes on.
       config: JSON values to keep with every checkpoint.
       last_step: of the run; saved at its end, when its held-out loss is known.
+      after_errors: whether an exception that ends the run saves its last whole state too.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Save:
         *,
         config: Mapping[str, Any] | None = None,
         last_step: int | None = None,
+        after_errors: bool = True,
     ) -> None:
         self.checkpointer = checkpointer
         self.train = train
@@ -44,6 +47,7 @@ class Save:
         self.log = log
         self.config = config
         self.last_step = last_step
+        self.after_errors = after_errors
 
     def on_step(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array]) -> None:
         """Saves `state`."""
@@ -54,6 +58,16 @@ class Save:
         """Saves the last state, and waits until it is verified."""
         self._save(int(state.step), state, {})
         self.checkpointer.wait()
+
+    def on_error(self, state: TrainState, error: Exception) -> None:
+        """Saves the last whole state of a run that `error` ends.
+
+        Not after a `RunError`, in which the run says itself what is left of it, nor with several
+        processes: all of them must save together, and the error may be of one alone.
+        """
+        if self.after_errors and not isinstance(error, RunError) and jax.process_count() == 1:
+            self._save(int(state.step), state, {})
+            self.checkpointer.wait()
 
     def _save(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
         if self.evaluation is not None and self.evaluation.step == step:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 from hybrid_jax.runtime.watchdog import leave
@@ -27,6 +28,7 @@ class StopSignal(contextlib.AbstractContextManager):
         self.received = False
         self._signalled, self._ended = threading.Event(), threading.Event()
         self._previous = {}
+        self._holding = self._interrupted = False
 
     def __enter__(self) -> StopSignal:
         # Python delivers signals to the main thread only and forbids handlers set elsewhere.
@@ -43,14 +45,39 @@ class StopSignal(contextlib.AbstractContextManager):
         self._ended.set()
         self._signalled.set()
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds a second Ctrl-C back until the block is left, so that what it assigns is assigned.
+
+        Without it, `state = step(state)` could lose both states: the old one, whose memory the step
+        has taken over, and the new one, if the interrupt comes before it is assigned.
+        """
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+            if self._interrupted:
+                self._interrupt(signal.SIGINT, None)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.received = True
         self._restore_handlers()
+        if signal.SIGINT in self._previous:
+            signal.signal(signal.SIGINT, self._interrupt)
         name = signal.Signals(number).name
         # Not print: the signal may have come in the middle of one.
         os.write(2, f"\n{name}: stopping after this step; once more to stop at once.\n".encode())
         self._signalled.set()
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Passes a later Ctrl-C on to whom it would have gone without this object."""
+        del frame
+        self._interrupted = self._holding and not self._interrupted
+        if not self._interrupted:
+            self._restore_handlers()
+            signal.raise_signal(number)
 
     def _restore_handlers(self) -> None:
         for number, handler in self._previous.items():
