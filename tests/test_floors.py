@@ -49,6 +49,7 @@ HOUSE = [
     (2, "baseline", ["bench.baseline"]),
     (3, "train", ["train.*"]),
     (4, "parity", ["parity"]),
+    (4, "nonfinite", ["nonfinite"]),
     (4, "data", ["data.*"]),
     (4, "checkpoint", ["checkpoint.*"]),
     (4, "generate", ["generate"]),
