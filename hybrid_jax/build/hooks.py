@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from hybrid_jax.build.checkpoints import recipe
 from hybrid_jax.build.run import Run
 from hybrid_jax.checkpoint.checkpointer import Checkpointer
 from hybrid_jax.config.run import RunConfig
-from hybrid_jax.hooks import Evaluate, Heartbeat, Profile, Save, StopWhenDiverged
+from hybrid_jax.hooks import Evaluate, Heartbeat, LocateNonfinite, Profile, Save, StopWhenDiverged
 from hybrid_jax.metrics.log import Log
 from hybrid_jax.runtime.watchdog import Watchdog
 from hybrid_jax.trainer import EveryN, Hook
@@ -22,6 +23,8 @@ def build_hooks(
     log: Log,
     checkpointer: Checkpointer | None = None,
     watchdog: Watchdog | None = None,
+    *,
+    locate_nan: Callable[[str], object] | None = None,
 ) -> tuple[Hook, ...]:
     """Returns the hooks of a run, in the order in which they belong.
 
@@ -29,6 +32,8 @@ def build_hooks(
       log: from `build_log`.
       checkpointer: from `build_checkpointer`; None: nothing is saved.
       watchdog: from `build_watchdog`; None: a run that stalls stays.
+      locate_nan: is given a line on what was not finite in each step that was skipped; None: it is
+        not looked for.
     """
     config, steps = run.config, run.config.train.steps
     hooks: list[Hook] = [log]
@@ -36,6 +41,8 @@ def build_hooks(
         assert config.train.output_dir is not None, "the config has checked it"
         folder = Path(config.train.output_dir).expanduser() / "profile"
         hooks.append(Profile(*config.train.profile_steps, folder))
+    if locate_nan is not None:
+        hooks.append(LocateNonfinite(run.train, run.batches.batches, locate_nan))
     # A run that is stopped early must save soon: only a whole one is evaluated at its end.
     last = steps if checkpointer is not None else None
     evaluation = Evaluate(run.train, run.validation, log, last_step=last)

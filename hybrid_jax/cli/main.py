@@ -93,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
             inspect.add_arguments(subparser)
         elif name == "plan":
             plan.add_arguments(subparser)
+        elif name == "train":
+            train.add_arguments(subparser)
     line = "Prepare texts for training: prepare, tokenizer, show."
     data.add_commands(commands.add_parser("data", help=line, description=line))
     return parser

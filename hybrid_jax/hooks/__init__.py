@@ -2,8 +2,9 @@
 
 from hybrid_jax.hooks.evaluate import Evaluate
 from hybrid_jax.hooks.heartbeat import Heartbeat
+from hybrid_jax.hooks.locate import LocateNonfinite
 from hybrid_jax.hooks.profile import Profile
 from hybrid_jax.hooks.save import Save
 from hybrid_jax.hooks.stop import StopWhenDiverged
 
-__all__ = ["Evaluate", "Heartbeat", "Profile", "Save", "StopWhenDiverged"]
+__all__ = ["Evaluate", "Heartbeat", "LocateNonfinite", "Profile", "Save", "StopWhenDiverged"]

@@ -94,10 +94,12 @@ def _misplaced(leaf: Any, want: jax.ShapeDtypeStruct) -> str | None:
     if isinstance(leaf, jax.core.Tracer):
         return None
     there = getattr(leaf, "sharding", None)
-    if there == want.sharding or (
-        there is not None and there.is_equivalent_to(want.sharding, leaf.ndim)
-    ):
-        return None
+    if there is not None:
+        # What was never placed, such as a scalar that a user made, JAX places where it is wanted.
+        if there == want.sharding or not leaf.committed:
+            return None
+        if there.is_equivalent_to(want.sharding, leaf.ndim):
+            return None
     return (
         f"lies on {_place(there)}, but must lie on {_place(want.sharding)}: move the state by "
         "train.from_canonical(other.canonical_state(state)), where other is the step that it "
