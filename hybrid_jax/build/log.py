@@ -7,18 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from hybrid_jax.build.run import Run
 from hybrid_jax.config.model import flops_per_token
+from hybrid_jax.config.optimizer import learning_rate
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.hardware.chips import peak_flops
 from hybrid_jax.metrics.files import JsonlWriter, TensorBoardWriter
 from hybrid_jax.metrics.log import Log, Writer
 from hybrid_jax.metrics.wandb import WandbWriter
-from hybrid_jax.train.optimizer import make_learning_rate
 
 
 def build_log(run: Run, writers: Sequence[Writer] = (), resume_from: int | None = None) -> Log:
@@ -37,14 +35,13 @@ def build_log(run: Run, writers: Sequence[Writer] = (), resume_from: int | None 
     """
     config, devices = run.config, run.train.mesh.devices
     peak = peak_flops(devices.flat[0].device_kind)
-    schedule = make_learning_rate(config.optimizer, config.train.steps)
     return Log(
         [*writers, *_make_writers(config, resume_from)],
         every=config.train.log_every,
         tokens_per_step=config.data.global_batch * config.data.seq_len,
         flops_per_token=flops_per_token(config.model, config.data.seq_len),
         peak_flops=None if peak is None else peak * devices.size,
-        learning_rates=np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps))).tolist(),
+        learning_rate=lambda update: learning_rate(config.optimizer, update, config.train.steps),
         input_wait=lambda: run.batches.wait_seconds,
     )
 
@@ -54,7 +51,7 @@ def _make_writers(config: RunConfig, resume_from: int | None) -> list[Writer]:
     path: Path | None = None
     writers: list[Writer] = []
     if folder is not None:
-        path = Path(folder).expanduser()
+        path = Path(folder)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -40,8 +40,8 @@ class Log:
       tokens_per_step: tokens in a global batch.
       flops_per_token: floating-point operations that the model needs for one token.
       peak_flops: FLOP/s of all devices together; None where it is not known.
-      learning_rates: of every update of the run, on the host; None: not recorded. A skipped step
-        makes no update: its record has the rate of the last one made.
+      learning_rate: returns the rate of an update, numbered from 0, without asking a device; None:
+        not recorded. A skipped step makes no update: its record has the rate of the last one made.
       input_wait: returns the seconds waited for input so far; None: not recorded.
 
     Attributes:
@@ -56,7 +56,7 @@ class Log:
         tokens_per_step: int,
         flops_per_token: float = 0.0,
         peak_flops: float | None = None,
-        learning_rates: Sequence[float] | None = None,
+        learning_rate: Callable[[int], float] | None = None,
         input_wait: Callable[[], float] | None = None,
     ) -> None:
         self.writers = tuple(writers)
@@ -64,7 +64,7 @@ class Log:
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
-        self.learning_rates = learning_rates
+        self.learning_rate = learning_rate
         self.input_wait = input_wait
         self.latest: dict[str, float] = {}
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
@@ -113,9 +113,9 @@ class Log:
         step, metrics = self._pending
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        if self.learning_rates is not None:
+        if self.learning_rate is not None:
             updates = step - int(values.get("skipped", 0))
-            values["learning_rate"] = float(self.learning_rates[max(updates, 1) - 1])
+            values["learning_rate"] = self.learning_rate(max(updates, 1) - 1)
         self.write(step, values | self._throughput(step))
 
     def _throughput(self, step: int) -> dict[str, float]:

@@ -95,7 +95,7 @@ def test_a_pause_is_not_training_and_writes_what_is_due_first():
 
 
 def test_learning_rates_are_those_of_the_updates():
-    log, collect = make_log(learning_rates=[0.1, 0.2])
+    log, collect = make_log(learning_rate=[0.1, 0.2].__getitem__)
     log.on_step(1, None, metrics(0))
     log.on_step(2, None, metrics(0))
     log.on_end(None)
@@ -103,7 +103,7 @@ def test_learning_rates_are_those_of_the_updates():
 
 
 def test_learning_rates_count_the_updates_made():
-    log, collect = make_log(learning_rates=[0.1, 0.2, 0.3, 0.4])
+    log, collect = make_log(learning_rate=[0.1, 0.2, 0.3, 0.4].__getitem__)
     for step, skipped in enumerate((1, 1, 2, 2), start=1):
         log.on_step(step, None, {**metrics(0), "skipped": jnp.int32(skipped)})
     log.on_end(None)
