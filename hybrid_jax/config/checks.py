@@ -9,6 +9,26 @@ from typing import Any
 from hybrid_jax.errors import UserError, nearest
 
 
+def shown(value: Any, longest: int = 80) -> str:
+    """Returns `repr(value)` on one line, cut in its middle where it is longer than `longest`.
+
+    >>> shown("x" * 100, longest=20)
+    "'xxxxxxxx…xxxxxxxxx'"
+    >>> shown(10**5000)
+    'a number of about 5001 digits'
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write whole numbers of more than 4300 digits
+        digits = int(value.bit_length() * math.log10(2)) + 1 if isinstance(value, int) else None
+        return f"a number of about {digits} digits" if digits else f"a {type(value).__name__}"
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    if len(text) <= longest:
+        return text
+    half = (longest - 1) // 2
+    return f"{text[:half]}…{text[len(text) - (longest - 1 - half) :]}"
+
+
 def check_int(name: str, value: Any, *, at_least: int) -> None:
     """Raises a UserError unless `value` is a whole number of at least `at_least`.
 
