@@ -7,12 +7,15 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from hybrid_jax.data.contents import sha256
 from hybrid_jax.data.files import InputFile
-from hybrid_jax.data.tokens import VERSION, read_header
+from hybrid_jax.data.header import VERSION, read_header
+from hybrid_jax.data.tokens import open_tokens
 from hybrid_jax.errors import UserError
 
 FOLDER = ".parts"
@@ -38,18 +41,51 @@ class Parts:
         """Tells whether a part is there and whole (a crash of the machine may have cut files)."""
         part = self.part(index)
         try:
-            sizes = read_header(part).sizes()
-            return all((part / name).stat().st_size == size for name, size in sizes.items())
-        except (UserError, OSError):
+            if read_header(part).num_documents:
+                open_tokens(part, verify="always")
+        except UserError:
             return False
+        return True
+
+
+def fingerprint_contents(files: Sequence[InputFile], threads: int) -> list[str]:
+    """Returns the SHA-256 of each file as it is on disk, many at once.
+
+    Raises:
+      UserError: a file that cannot be read, or has changed since it was found.
+    """
+
+    def fingerprint(file: InputFile) -> str:
+        with file.open(packed=True) as opened:
+            return sha256(opened)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(fingerprint, files))
+
+
+def check_contents(files: Sequence[InputFile], contents: Sequence[str]) -> None:
+    """Raises a UserError for a file that has other contents than it had; a mere touch is none."""
+    for file, content in zip(files, contents, strict=True):
+        now = file.now()
+        if now != file and fingerprint_contents([now], threads=1) != [content]:
+            raise UserError(
+                f"{file.path} changed while it was prepared: let its writer finish and run again."
+            )
 
 
 def fingerprint_job(
-    files: Sequence[InputFile], tokenizer_files: Sequence[Path], options: Mapping[str, object]
+    files: Sequence[InputFile],
+    contents: Sequence[str],
+    tokenizer_files: Sequence[Path],
+    options: Mapping[str, object],
 ) -> str:
-    """Returns a hash of all that decides what a job writes; files count by size and time."""
+    """Returns a hash of all that decides what a job writes: names and contents, but no times."""
     tokenizer = [hashlib.sha256(file.read_bytes()).hexdigest() for file in tokenizer_files]
-    job = [VERSION, [asdict(file) for file in files], tokenizer, dict(options)]
+    inputs = [
+        (file.path, file.kind, file.compression, content)
+        for file, content in zip(files, contents, strict=True)
+    ]
+    job = [VERSION, inputs, tokenizer, dict(options)]
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
 
 

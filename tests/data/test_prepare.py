@@ -17,9 +17,10 @@ import pytest
 from pyarrow import parquet
 
 from hybrid_jax.data.bpe import train_bpe
+from hybrid_jax.data.header import read_header
 from hybrid_jax.data.prepare import prepare
 from hybrid_jax.data.tokenizer import load_tokenizer
-from hybrid_jax.data.tokens import open_tokens, read_header
+from hybrid_jax.data.tokens import open_tokens
 from hybrid_jax.errors import RunError, UserError
 
 FILES = ("tokens.bin", "starts.bin", "header.json")
