@@ -1,8 +1,7 @@
-"""The contents of files, read in blocks and hashed."""
+"""The contents of a file, block by block."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -14,20 +13,11 @@ def read_blocks(file: BinaryIO) -> Iterator[memoryview]:
     """Yields what is left of `file` in blocks; a block is only good until the next one.
 
     Reading, unlike a memory map, survives a file that is cut off meanwhile.
+
+    >>> import io
+    >>> [bytes(block) for block in read_blocks(io.BytesIO(b"abc"))]
+    [b'abc']
     """
     block = memoryview(bytearray(BLOCK_BYTES))
     while size := file.readinto(block):  # pyright: ignore[reportAttributeAccessIssue]
         yield block[:size]
-
-
-def sha256(file: BinaryIO) -> str:
-    """Returns the SHA-256 of what is left of `file`, in hexadecimal.
-
-    >>> import io
-    >>> sha256(io.BytesIO(b"abc"))[:8]
-    'ba7816bf'
-    """
-    digest = hashlib.sha256()
-    for block in read_blocks(file):
-        digest.update(block)
-    return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,9 @@ _SPECIAL = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+# The coarsest clock of a file system in use (FAT's).
+_TICK_NS = 2 * 10**9
 
 
 def expand(name: str | Path) -> Path:
@@ -63,9 +67,31 @@ def kind(path: Path) -> Literal["file", "folder", "nothing"]:
     raise UserError(f"{path} is {what}: give a file on disk, or take it out of the folder.")
 
 
-def stamp(status: os.stat_result) -> tuple[int, ...]:
-    """Returns numbers of which at least one changes whenever a file is written to or replaced."""
-    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+@dataclass(frozen=True)
+class Stamp:
+    """What changes whenever a file is written to or replaced, once it `is_settled`.
+
+    Attributes:
+      inode: of the file; its device is left out, as a network file system has another on each
+        machine.
+      size: in bytes.
+      modified_ns: when it was last written to; anyone can set it.
+      changed_ns: when anything of it was last changed; no one can set it.
+    """
+
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    def is_settled(self, now_ns: int) -> bool:
+        """Tells whether a change after `now_ns` is sure to change a time: clocks tick seldom."""
+        return now_ns - max(self.modified_ns, self.changed_ns) > _TICK_NS
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """Returns the stamp of a file."""
+    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _short(path: Path) -> str:

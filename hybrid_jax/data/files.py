@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from hybrid_jax.data.entries import expand, kind, stamp
+from hybrid_jax.data.entries import Stamp, expand, kind, stamp
 from hybrid_jax.data.walk import walk
 from hybrid_jax.errors import UserError, nearest
 
@@ -37,7 +37,7 @@ class InputFile:
     kind: str
     compression: str
     num_bytes: int
-    stamp: tuple[int, ...]
+    stamp: Stamp
 
     @contextmanager
     def open(self, *, packed: bool = False) -> Iterator[BinaryIO]:

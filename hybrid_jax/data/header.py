@@ -125,13 +125,15 @@ def read_header(folder: Path) -> Header:
 
 
 def _load(file: Path) -> dict[str, Any]:
+    if kind(file) == "folder":
+        raise UserError(f"{file} is a folder, but must be a file: {AGAIN}")
     try:
         with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
+            if os.fstat(opened.fileno()).st_size > MAX_BYTES:
+                raise _damaged(file, f"more than {MAX_BYTES >> 20} MiB")
+            data = opened.read()
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from None
-    if len(data) > MAX_BYTES:
-        raise _damaged(file, f"more than {MAX_BYTES >> 20} MiB")
     try:
         values = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError):

@@ -6,13 +6,14 @@ import fcntl
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybrid_jax.data.contents import sha256
+from hybrid_jax.data.contents import read_blocks
 from hybrid_jax.data.files import InputFile
 from hybrid_jax.data.header import VERSION, read_header
 from hybrid_jax.data.tokens import open_tokens
@@ -49,25 +50,39 @@ class Parts:
 
 
 def fingerprint_contents(files: Sequence[InputFile], threads: int) -> list[str]:
-    """Returns the SHA-256 of each file as it is on disk, many at once.
+    """Returns the SHA-256 of each file as it is on disk, several at a time.
 
     Raises:
       UserError: a file that cannot be read, or has changed since it was found.
     """
+    stopped = threading.Event()  # by Ctrl-C or an error, without waiting for the end of large files
 
     def fingerprint(file: InputFile) -> str:
+        digest = hashlib.sha256()
         with file.open(packed=True) as opened:
-            return sha256(opened)
+            for block in read_blocks(opened):
+                if stopped.is_set():
+                    break
+                digest.update(block)
+        return digest.hexdigest()
 
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(fingerprint, files))
+        try:
+            return list(pool.map(fingerprint, files))
+        finally:
+            stopped.set()
 
 
-def check_contents(files: Sequence[InputFile], contents: Sequence[str]) -> None:
-    """Raises a UserError for a file that has other contents than it had; a mere touch is none."""
+def check_contents(files: Sequence[InputFile], contents: Sequence[str], found_ns: int) -> None:
+    """Raises a UserError for a file with other contents than when it was found, at `found_ns`.
+
+    A mere touch is no change.
+    """
     for file, content in zip(files, contents, strict=True):
         now = file.now()
-        if now != file and fingerprint_contents([now], threads=1) != [content]:
+        if now == file and file.stamp.is_settled(found_ns):
+            continue
+        if fingerprint_contents([now], threads=1) != [content]:
             raise UserError(
                 f"{file.path} changed while it was prepared: let its writer finish and run again."
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -67,7 +68,7 @@ def prepare(
     What is written depends on the inputs, their order, the tokenizer and the reading options only,
     not on the workers. A run that was killed resumes, when it is started again, with the pieces
     that it had not finished; the corpus is in place at once, when all is done. Inputs are the same
-    as before if their contents are: they are read whole for it, at about 1.5 GiB/s and thread.
+    as before if their contents are: they are read whole for it, at about 1 GiB/s and thread.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -102,6 +103,7 @@ def prepare(
     progress = progress or Silent()
     loaded = load_tokenizer(tokenizer)
     tokenizer_files = loaded.files if isinstance(loaded, TrainedTokenizer) else ()
+    found_ns = time.time_ns()
     files, ignored = find_files(inputs)
     if ignored:
         progress.say(f"{len(ignored)} files of other kinds are left out: {few(ignored)}")
@@ -126,7 +128,7 @@ def prepare(
                 raise UserError(f"{loaded.name} has changed since it was loaded: run again.")
             _tokenize(pieces, parts, options, bool(tokenizer_files), workers, progress)
             # Each piece was made of these contents; what was changed after it was read is not.
-            check_contents(files, contents)
+            check_contents(files, contents, found_ns)
             header = assemble(parts, len(pieces), output, loaded, files, job)
             remove_parts(output)
     except OSError as error:

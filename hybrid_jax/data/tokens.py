@@ -25,7 +25,7 @@ def open_tokens(
     Args:
       path: its folder.
       verify: whether all tokens and starts are read and compared with the checksums in the header,
-        at about 1.5 GiB/s: "never", a look at header and sizes only; "once", unless the same files
+        at about 1 GiB/s: "never", a look at header and sizes only; "once", unless the same files
         have been verified before (see `verify_once`), as `open_source` does for a run; "always".
 
     Raises:

@@ -11,25 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from hybrid_jax.data.entries import stamp
+from hybrid_jax.data.entries import Stamp
 from hybrid_jax.data.header import Header
 
-# Clocks of file systems tick this seldom: a later change may not change the time.
-_TICK_NS = 2 * 10**9
 
-
-def find_record(header: Header, statuses: Sequence[os.stat_result]) -> Path | None:
+def find_record(header: Header, stamps: Sequence[Stamp]) -> Path | None:
     """Returns the file that, where it exists, says that these files hold what `header` says.
 
-    None where this user has no home folder. The device is left out: the same network file system
-    has another number on each machine.
+    None where this user has no home folder.
     """
-    what = [asdict(header), [stamp(status) for status in statuses]]
+    what = [asdict(header), [asdict(stamp) for stamp in stamps]]
     name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
@@ -39,16 +35,17 @@ def find_record(header: Header, statuses: Sequence[os.stat_result]) -> Path | No
     return folder / "hybrid_jax" / "verified" / name
 
 
-def is_settled(statuses: Sequence[os.stat_result]) -> bool:
-    """Tells whether a change from now on is sure to change the times of the files."""
-    last = max(max(status.st_mtime_ns, status.st_ctime_ns) for status in statuses)
-    return time.time_ns() - last > _TICK_NS
-
-
-def write_record(record: Path) -> None:
-    """Makes the record; where that fails, the next run verifies anew and none is wrong."""
+def has_record(record: Path | None) -> bool:
+    """Tells whether the record is there, and can be seen."""
     try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.touch()
-    except OSError:
-        pass
+        return record is not None and record.exists()
+    except OSError:  # the folder of another user
+        return False
+
+
+def write_record(record: Path | None) -> None:
+    """Makes the record; where that fails, the next run verifies anew and none is wrong."""
+    if record is not None:
+        with suppress(OSError):
+            record.parent.mkdir(parents=True, exist_ok=True)
+            record.touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from typing import BinaryIO
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from hybrid_jax.data.contents import read_blocks
 from hybrid_jax.data.entries import stamp
 from hybrid_jax.data.header import AGAIN, HEADER, START_DTYPE, Header
-from hybrid_jax.data.verified import find_record, is_settled, write_record
+from hybrid_jax.data.verified import find_record, has_record, write_record
 from hybrid_jax.errors import UserError
 
 
@@ -25,13 +26,13 @@ def verify_once(header: Header, tokens: BinaryIO, starts: BinaryIO) -> None:
     Raises:
       UserError: as `verify_files`.
     """
-    statuses = [os.fstat(file.fileno()) for file in (tokens, starts)]
-    record = find_record(header, statuses)
-    if record is not None and record.exists():
+    stamps = [stamp(os.fstat(file.fileno())) for file in (tokens, starts)]
+    record = find_record(header, stamps)
+    if has_record(record):
         return
-    settled = is_settled(statuses)
+    now = time.time_ns()
     verify_files(header, tokens, starts)
-    if record is not None and settled:
+    if all(stamp.is_settled(now) for stamp in stamps):
         write_record(record)
 
 
