@@ -16,6 +16,7 @@ HOUSE = [
     (-2, "errors", ["errors"]),
     (-1, "tables", ["tables"]),
     (-1, "figures", ["figures"]),
+    (-1, "entries", ["data.entries"]),
     (0, "config", ["config.*"]),
     (
         0,
