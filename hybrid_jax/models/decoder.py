@@ -13,7 +13,7 @@ from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.models.attention import dot_product_attention
 from hybrid_jax.models.contract import Batch, Constrain, Params, PyTree, unconstrained
 from hybrid_jax.models.entries import IGNORED, BatchEntries, token_entries
-from hybrid_jax.models.functional import from_nnx, stack_axes, stack_init
+from hybrid_jax.models.functional import stack_axes, stack_init
 from hybrid_jax.models.layers import (
     INIT_STD,
     Dropout,
@@ -27,6 +27,7 @@ from hybrid_jax.models.layers import (
     swiglu,
 )
 from hybrid_jax.models.loss import cross_entropy
+from hybrid_jax.models.nnx_module import from_nnx
 
 RESIDUAL = ("batch", "norm_length", "act_embed")
 Attention = Callable[..., jax.Array]

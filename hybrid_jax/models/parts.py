@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.models.calls import (
@@ -13,13 +15,18 @@ from hybrid_jax.models.calls import (
     Loss,
     apply_examples,
     arguments,
-    check_loss,
+    check_example,
+    describe,
+    entries_of,
     functional,
+    loss_shape,
     output_shapes,
     weighted,
 )
 from hybrid_jax.models.contract import Batch, Constrain, Params, PyTree, unconstrained
+from hybrid_jax.models.entries import BatchEntries
 from hybrid_jax.models.functional import Functional, stack_axes, stack_init
+from hybrid_jax.models.switches import Switches, check_known
 
 
 def from_parts(
@@ -33,6 +40,8 @@ def from_parts(
     inputs: Sequence[str],
     block_inputs: Sequence[str] = (),
     head_dims: tuple[str, ...] = ("batch",),
+    switches: Switches | None = None,
+    constants: Sequence[type[nnx.Variable]] = (),
 ) -> PartsModel:
     """Returns three modules as a model that also pipelines: head(block(... block(embed(inputs)))).
 
@@ -45,24 +54,74 @@ def from_parts(
       num_layers: number of blocks.
       head_dims: ("batch", "length") if head and loss treat tokens independently; a pipeline then
         shares the head's work more evenly.
+      switches, constants: as for `from_flax`, each of interest to one module or more. Constants of
+        `block` are the same in all layers.
 
     Raises:
-      UserError: as for `from_flax`, or the block changes the shape or dtype of x.
+      UserError: as for `from_flax`, the block changes the shape or dtype of x, or the head draws
+        random numbers.
     """
-    if num_layers < 1:
-        raise UserError(f"num_layers={num_layers} must be at least 1.")
-    embed_part = functional(embed, *arguments(example_batch, inputs))
-    x = output_shapes(embed_part, *arguments(example_batch, inputs))
+    if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
+        raise UserError(f"num_layers={num_layers!r} must be an integer of at least 1.")
+    if tuple(head_dims) not in (("batch",), ("batch", "length")):
+        raise UserError(f"head_dims={head_dims!r} must be ('batch',) or ('batch', 'length').")
+    check_example(example_batch, inputs=inputs)
+    check_example(example_batch, block_inputs=block_inputs)
+    options = {"switches": switches, "constants": constants}
+    args = arguments(example_batch, inputs)
     extras = arguments(example_batch, block_inputs)
-    block_part = functional(block, x, *extras)
-    y = output_shapes(block_part, x, *extras)
-    if (x.shape, x.dtype) != (y.shape, y.dtype):
+    embed_part = functional(embed, *args, **options)
+    x = _check_embed(embed_part, args)
+    block_part = functional(block, x, *extras, **options)
+    _check_block(block_part, x, extras)
+    head_part = functional(head, x, **options)
+    if head_part.stochastic:
         raise UserError(
-            f"block maps {x.dtype}{list(x.shape)} to {y.dtype}{list(y.shape)}: all layers of a "
-            "pipeline must return what they are given; change shapes in embed or head."
+            f"{head_part.name} draws random numbers in training mode, but a head runs without: "
+            "move its dropout to the end of the block, or set its rate to 0."
         )
-    parts = (embed_part, block_part, functional(head, x))
-    return PartsModel(parts, loss, example_batch, num_layers, inputs, block_inputs, head_dims)
+    parts = (embed_part, block_part, head_part)
+    check_known(switches, [part.switches for part in parts], "none of the three modules")
+    losses = loss_shape(loss, output_shapes(head_part, x), example_batch)
+    if "length" in head_dims and losses[:2] != x.shape[:2]:
+        raise UserError(
+            f"head_dims={head_dims!r} needs one loss for each token, {list(x.shape[:2])}, not "
+            f"{list(losses)}: use head_dims=('batch',)."
+        )
+    entries = entries_of(example_batch, len(losses))
+    return PartsModel(parts, loss, entries, num_layers, inputs, block_inputs, tuple(head_dims))
+
+
+def _check_embed(part: Functional, args: Sequence[Any]) -> jax.ShapeDtypeStruct:
+    """Returns the shape of x, which `part` returns."""
+    x, in_training = (output_shapes(part, *args, training=mode) for mode in (False, True))
+    size = args[0].shape[0]
+    if not _is_activation(x, size) or x != in_training:
+        raise UserError(
+            f"{part.name} as embed returns {_modes(x, in_training)}: it must return one array of "
+            f"floats [{size}, length, width], the input of the first block."
+        )
+    return x
+
+
+def _check_block(part: Functional, x: jax.ShapeDtypeStruct, extras: Sequence[Any]) -> None:
+    y, in_training = (output_shapes(part, x, *extras, training=mode) for mode in (False, True))
+    if y != x or in_training != x:
+        raise UserError(
+            f"block maps {describe(x)} to {_modes(y, in_training)}: all layers of a pipeline must "
+            "return what they are given; change shapes in embed or head."
+        )
+
+
+def _is_activation(x: Any, size: int) -> bool:
+    is_array = isinstance(x, jax.ShapeDtypeStruct)
+    return is_array and jnp.issubdtype(x.dtype, jnp.floating) and x.ndim == 3 and x.shape[0] == size
+
+
+def _modes(evaluated: Any, trained: Any) -> str:
+    if evaluated == trained:
+        return describe(evaluated)
+    return f"{describe(trained)} in training mode, {describe(evaluated)} in evaluation mode"
 
 
 class PartsModel:
@@ -72,7 +131,7 @@ class PartsModel:
         self,
         parts: tuple[Functional, Functional, Functional],
         loss: Loss,
-        example_batch: Batch,
+        entries: BatchEntries,
         num_layers: int,
         inputs: Sequence[str],
         block_inputs: Sequence[str],
@@ -80,9 +139,11 @@ class PartsModel:
     ):
         self._embed, self._block, self._head = parts
         self._loss, self._inputs, self._block_inputs = loss, tuple(inputs), tuple(block_inputs)
-        self.num_layers, self.head_dims = num_layers, head_dims
-        x = output_shapes(self._embed, *arguments(example_batch, inputs))
-        check_loss(loss, output_shapes(self._head, x), example_batch)
+        self.num_layers, self.head_dims, self._entries = num_layers, head_dims, entries
+
+    def batch_entries(self) -> BatchEntries:
+        """Returns what a batch must hold: what the example batch has."""
+        return self._entries
 
     def init(self, key: jax.Array) -> Params:
         """Returns fresh parameters, blocks stacked [L, ...]."""
@@ -124,7 +185,9 @@ class PartsModel:
     ) -> jax.Array:
         """Returns one layer's output [B, T, D]."""
         args = [x, *arguments(batch, self._block_inputs)]
-        return apply_examples(self._block, layer_params, args, batch, key)
+        y = apply_examples(self._block, layer_params, args, batch, key)
+        # Float32 constants raise the dtype of what is computed with bf16 parameters.
+        return y.astype(x.dtype)
 
     def head(
         self, outer: Params, x: jax.Array, batch: Batch, *, constrain: Constrain = unconstrained

@@ -6,23 +6,35 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from hybrid_jax.errors import UserError
 from hybrid_jax.models.calls import (
     FlaxModule,
     Loss,
     apply_examples,
     arguments,
-    check_loss,
+    check_example,
+    entries_of,
     functional,
+    loss_shape,
     output_shapes,
     weighted,
 )
 from hybrid_jax.models.contract import Batch, Constrain, Params, PyTree, unconstrained
+from hybrid_jax.models.entries import BatchEntries
 from hybrid_jax.models.functional import Functional
+from hybrid_jax.models.switches import Switches, check_known
 
 
 def from_flax(
-    module: FlaxModule, loss: Loss, example_batch: Batch, *, inputs: Sequence[str]
+    module: FlaxModule,
+    loss: Loss,
+    example_batch: Batch,
+    *,
+    inputs: Sequence[str],
+    switches: Switches | None = None,
+    constants: Sequence[type[nnx.Variable]] = (),
 ) -> WholeModel:
     """Returns any module with a loss as a model that trains under replica, data and model axes.
 
@@ -48,13 +60,25 @@ def from_flax(
         framework multiplies by `batch["weights"]`, if any, and averages over the global batch.
       example_batch: arrays or `ShapeDtypeStruct`s; only shapes and dtypes matter.
       inputs: the batch entries that the module is called with, in order.
+      switches: how the module is told its mode, besides `train` and `deterministic`: names of
+        parameters of its call, or of attributes, each with its value in training mode; evaluation
+        mode is the opposite. `{"is_training": True}`, or `{"frozen": False}`.
+      constants: subclasses of `nnx.Variable` whose arrays are not trained. They, and arrays in
+        attributes (position tables, masks), become part of the compiled program; they are no part
+        of the state, so that `make` must build the same ones in every run.
 
     Raises:
-      UserError: an input is not in the batch, the module holds state that is not a parameter, or
-        the loss has no batch dim.
+      UserError: an input is not in the batch; the module holds other state, or assigns what it
+        holds; its dropout is off in training mode, or on in evaluation mode; or the loss is not
+        an array of floats with a batch dim.
     """
+    check_example(example_batch, inputs=inputs)
     args = arguments(example_batch, inputs)
-    return WholeModel(functional(module, *args), loss, example_batch, inputs)
+    part = functional(module, *args, switches=switches, constants=constants)
+    check_known(switches, [part.switches], part.name)
+    if not jax.tree.leaves(jax.eval_shape(part.init, jax.random.key(0))):
+        raise UserError(f"{part.name} has no parameters: there is nothing to train.")
+    return WholeModel(part, loss, example_batch, inputs)
 
 
 class WholeModel:
@@ -69,7 +93,24 @@ class WholeModel:
 
     def __init__(self, part: Functional, loss: Loss, example_batch: Batch, inputs: Sequence[str]):
         self._part, self._loss, self._inputs = part, loss, tuple(inputs)
-        check_loss(loss, output_shapes(part, *arguments(example_batch, inputs)), example_batch)
+        evaluated, trained = (
+            loss_shape(
+                loss,
+                output_shapes(part, *arguments(example_batch, inputs), training=training),
+                example_batch,
+            )
+            for training in (False, True)
+        )
+        if evaluated != trained:
+            raise UserError(
+                f"the loss has shape {trained} in training mode, but {evaluated} in evaluation "
+                "mode: they must be equal."
+            )
+        self._entries = entries_of(example_batch, len(evaluated))
+
+    def batch_entries(self) -> BatchEntries:
+        """Returns what a batch must hold: what the example batch has."""
+        return self._entries
 
     def init(self, key: jax.Array) -> Params:
         """Returns fresh parameters."""

@@ -24,6 +24,7 @@ from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules, resolve_rules
 from hybrid_jax.train.batch_check import admit, check_shapes
 from hybrid_jax.train.gradients import BATCH_SPEC, make_loss_and_gradients
 from hybrid_jax.train.guard import INITIAL_SCALE, judge
+from hybrid_jax.train.initial import master_params
 from hybrid_jax.train.layers import LayerOrder, layer_dims, order_name
 from hybrid_jax.train.state import DEPTH_ORDER, TrainState, state_shardings
 from hybrid_jax.train.state_check import check_params, check_state
@@ -73,7 +74,19 @@ class TrainStep:
         return self._init(key)
 
     def init_from(self, params: PyTree) -> TrainState:
-        """Returns a fresh state with canonical `params`, which are donated."""
+        """Returns a fresh state with canonical `params`: {"embed", "blocks" [L, ...], "head"}.
+
+        Args:
+          params: NumPy or JAX arrays in nested dicts, NNX states or Flax's boxes, of any float that
+            float32 holds exactly. JAX arrays are donated; NumPy's stay as they are.
+
+        Raises:
+          UserError: a name, shape or dtype is not the model's.
+        """
+        params = master_params(params, self.shapes)
+        # Several processes would send each other all of it, to compare.
+        if not self.mesh.is_multi_process:
+            params = jax.device_put(params, self.shardings.params)
         return self._init_from(params)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
