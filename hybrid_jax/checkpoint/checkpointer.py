@@ -83,6 +83,7 @@ class Checkpointer:
         sign = 1 if mode == "max" else -1
         self._folder = folder = StepFolder(path, metric, sign, process=self._part[0])
         self._saving: int | None = None
+        self._write_failure: str | None = None
         self._verification: Verification | None = None
         self._manager = ocp.CheckpointManager(
             self.path,
@@ -122,6 +123,18 @@ class Checkpointer:
     def best_step(self) -> int | None:
         """The saved step with the best `metric`; None where none has it."""
         return self._folder.best
+
+    @property
+    def failure(self) -> str | None:
+        """What has gone wrong with the save on its way, as far as is known; does not wait."""
+        if self._verification is None:
+            return None
+        if self._write_failure is None:
+            try:
+                self._manager.check_for_errors()
+            except Exception as error:
+                self._write_failure = self._cannot_save(error)
+        return self._write_failure or self._verification_failure(self._verification)
 
     def manifest(self, step: int | None = None) -> Manifest:
         """Returns what a step, by default the newest, says of itself.
@@ -258,17 +271,21 @@ class Checkpointer:
 
     def _finish(self) -> str | None:
         """Waits for the last save and its verification; returns what failed on this process."""
-        failure = None
+        failure, self._write_failure = self._write_failure, None
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            failure = self._cannot_save(error)
+            failure = failure or self._cannot_save(error)
         verification, self._verification = self._verification, None
         if verification is not None:
             verification.join()
-            if failure is None and verification.failure is not None:
-                failure = f"checkpoint step {self._saving} in {self.path} {verification.failure}"
+            failure = failure or self._verification_failure(verification)
         return failure
+
+    def _verification_failure(self, verification: Verification) -> str | None:
+        if verification.failure is None:
+            return None
+        return f"checkpoint step {self._saving} in {self.path} {verification.failure}"
 
     def _release(self) -> None:
         with contextlib.suppress(Exception):  # a failed save, of which `wait` has told

@@ -28,6 +28,7 @@ def train(config: RunConfig) -> None:
         build_hooks,
         build_log,
         build_watchdog,
+        lock_folders,
         start,
     )
     from hybrid_jax.metrics.progress import ProgressBar
@@ -42,8 +43,9 @@ def train(config: RunConfig) -> None:
     steps = config.train.steps
     with (
         run.batches,
+        lock_folders(config) as locks,  # before anything in them is touched
+        build_watchdog(config) as watchdog,  # what is closed before it may hang
         build_checkpointer(config) as checkpointer,
-        build_watchdog(config) as watchdog,
     ):
         state, notes = start(run, checkpointer)
         for note in notes:
@@ -52,7 +54,7 @@ def train(config: RunConfig) -> None:
         resume_from = None if checkpointer is None else int(state.step)
         terminal = [ProgressBar(steps, console)] if tells else []
         with build_log(run, terminal, resume_from) as log:
-            hooks = build_hooks(run, log, checkpointer, watchdog)
+            hooks = build_hooks(run, log, checkpointer, watchdog, locks)
             grace = config.train.grace_seconds
             trainer = Trainer(run.train, run.batches, steps=steps, hooks=hooks, grace_seconds=grace)
             state = trainer.fit(state)

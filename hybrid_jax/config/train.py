@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from hybrid_jax.config.checks import check_int, check_number
+from hybrid_jax.config.checks import check_choice, check_int, check_number
 from hybrid_jax.errors import UserError
 
 
@@ -20,7 +21,9 @@ class TrainConfig:
       spike_sigmas: an update whose loss lies more than that many standard deviations above its
         running mean is skipped; None: none is.
       stall_seconds: a process that dispatches no step for so long ends with status 75; it must be
-        more than a step, an evaluation and saving take together. None: it waits for ever.
+        more than a step, an evaluation and saving take together. "auto": ten times the slowest of
+        the first ten steps, at least 10 minutes; an hour before them, between two batches of an
+        evaluation and for saving. None: it waits for ever.
       grace_seconds: time after SIGTERM or Ctrl-C in which the run must have saved and ended, or
         the process ends with status 75; None: any time.
       log_every: updates between two records of the metrics.
@@ -42,7 +45,7 @@ class TrainConfig:
     seed: int = 0
     max_skipped: int | None = 5
     spike_sigmas: float | None = None
-    stall_seconds: float | None = None
+    stall_seconds: float | Literal["auto"] | None = "auto"
     grace_seconds: float | None = None
     log_every: int = 10
     eval_every: int | None = None
@@ -63,7 +66,11 @@ class TrainConfig:
         for name in ("eval_every", "eval_batches", "max_skipped"):
             if getattr(self, name) is not None:
                 check_int(f"train.{name}", getattr(self, name), at_least=1)
-        for name in ("spike_sigmas", "stall_seconds", "grace_seconds"):
+        if isinstance(self.stall_seconds, str):
+            check_choice("train.stall_seconds", self.stall_seconds, ("auto",))
+        elif self.stall_seconds is not None:
+            check_number("train.stall_seconds", self.stall_seconds, "(0, inf)")
+        for name in ("spike_sigmas", "grace_seconds"):
             if getattr(self, name) is not None:
                 check_number(f"train.{name}", getattr(self, name), "(0, inf)")
         if self.profile_steps is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from types import FrameType
 
+from hybrid_jax.errors import notify
 from hybrid_jax.runtime.watchdog import leave
 
 
@@ -49,7 +49,7 @@ class StopSignal(contextlib.AbstractContextManager):
         self._restore_handlers()
         name = signal.Signals(number).name
         # Not print: the signal may have come in the middle of one.
-        os.write(2, f"\n{name}: stopping after this step; once more to stop at once.\n".encode())
+        notify(f"\n{name}: stopping after this step; once more to stop at once.")
         self._signalled.set()
 
     def _restore_handlers(self) -> None:
