@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +107,11 @@ class Checkpointer:
         """The saved step with the best `metric`; None where none has it."""
         return self._folder.best
 
+    @property
+    def failure(self) -> str | None:
+        """What has gone wrong with the save on its way, as far as is known; does not wait."""
+        return None if self._writer is None else self._writer.failure
+
     def manifest(self, step: int | None = None) -> Manifest:
         """Returns what a step, by default the newest, says of itself.
 
@@ -154,8 +160,8 @@ class Checkpointer:
 
         Raises:
           RunError: this or the last save failed (disk full, say); says which step is still good.
-          UserError: the folder has a newer step, or another state of this one, or `state` is not one
-            of `train`.
+          UserError: the folder has a newer step, or another state of this one; or `state` does not
+            belong to `train`.
         """
         train.check_state(state)
         # First: a step that is still being written would be there for some processes only.

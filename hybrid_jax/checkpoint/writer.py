@@ -53,6 +53,11 @@ class Writer:
             )
         )
 
+    @property
+    def failure(self) -> str | None:
+        """What has gone wrong on this process with the step on its way; does not wait."""
+        return None if self._verification is None else self._verification.failure
+
     def set_damaged_aside(self) -> None:
         """Renames the steps that were found damaged."""
         # All processes know of the same damage; what is on disk, they see at different times.

@@ -39,6 +39,7 @@ def train(config: RunConfig, locate_nan: bool = False) -> None:
         build_hooks,
         build_log,
         build_watchdog,
+        lock_folders,
         start,
     )
     from hybrid_jax.metrics.progress import ProgressBar
@@ -53,8 +54,9 @@ def train(config: RunConfig, locate_nan: bool = False) -> None:
     steps = config.train.steps
     with (
         run.batches,
+        lock_folders(config) as locks,  # before anything in them is touched
+        build_watchdog(config) as watchdog,  # what is closed before it may hang
         build_checkpointer(config) as checkpointer,
-        build_watchdog(config) as watchdog,
     ):
         state, notes = start(run, checkpointer)
         for note in notes:
@@ -64,7 +66,7 @@ def train(config: RunConfig, locate_nan: bool = False) -> None:
         terminal = [ProgressBar(steps, console)] if tells else []
         with build_log(run, terminal, resume_from) as log:
             report = console.print if locate_nan else None
-            hooks = build_hooks(run, log, checkpointer, watchdog, locate_nan=report)
+            hooks = build_hooks(run, log, checkpointer, watchdog, locks, locate_nan=report)
             grace = config.train.grace_seconds
             trainer = Trainer(run.train, run.batches, steps=steps, hooks=hooks, grace_seconds=grace)
             state = trainer.fit(state)

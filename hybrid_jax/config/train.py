@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from hybrid_jax.config.checks import shown
 from hybrid_jax.config.fields import (
@@ -33,7 +33,9 @@ class TrainConfig:
       spike_sigmas: an update whose loss lies more than that many standard deviations above its
         running mean is skipped; None: none is.
       stall_seconds: a process that dispatches no step for so long ends with status 75; it must be
-        more than a step, an evaluation and saving take together. None: it waits for ever.
+        more than a step, an evaluation and saving take together. "auto": ten times the slowest of
+        the first ten steps, at least 10 minutes; an hour before them, between two batches of an
+        evaluation and for saving. None: it waits for ever.
       grace_seconds: time after SIGTERM or Ctrl-C in which the run must have saved and ended, or
         the process ends with status 75; None: any time.
       log_every: updates between two records of the metrics.
@@ -55,7 +57,7 @@ class TrainConfig:
     seed: Annotated[int, Whole(at_most=2**32 - 1)] = 0
     max_skipped: Count | None = 5
     spike_sigmas: Positive | None = None
-    stall_seconds: Seconds | None = None
+    stall_seconds: Seconds | Literal["auto"] | None = "auto"
     grace_seconds: Seconds | None = None
     log_every: Count = 10
     eval_every: Count | None = None

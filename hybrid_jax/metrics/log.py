@@ -5,19 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
+from hybrid_jax.metrics.background import Background, Writer
 
-class Writer(Protocol):
-    """Takes the records of a run, in the order of their steps."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes what was measured after update number `step`; not every record has every name."""
-
-    def close(self) -> None:
-        """Releases files and the terminal; no record follows."""
+_CLOSE_SECONDS = 30.0  # for all writers together
 
 
 class Log:
@@ -32,6 +26,7 @@ class Log:
     * `input_wait_share`, where `input_wait` is given: the part of that time that went to waiting
       for input.
 
+    Every writer runs on a thread of its own, see `Background`: none can hold up a step or break it.
     As a context manager it closes its writers, also when the run ends in an error.
 
     Args:
@@ -59,7 +54,8 @@ class Log:
         learning_rate: Callable[[int], float] | None = None,
         input_wait: Callable[[], float] | None = None,
     ) -> None:
-        self.writers = tuple(writers)
+        self._backgrounds = tuple(Background(writer) for writer in writers)
+        self._essential = [one for one in self._backgrounds if one.writer.essential]
         self.every = every
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
@@ -71,6 +67,11 @@ class Log:
         self._clock: float | None = None  # when the step after `_clock_step` could begin
         self._clock_step = 0
         self._waited = 0.0  # for input, when the clock was read last
+
+    @property
+    def failure(self) -> str | None:
+        """What is wrong with an essential writer, such as a full disk; None while nothing is."""
+        return next((one.failure for one in self._essential if one.failure), None)
 
     def on_step(self, step: int, state: Any, metrics: Mapping[str, jax.Array]) -> None:
         """Writes the last due record and keeps this one, if it is due, for the next call."""
@@ -86,17 +87,19 @@ class Log:
     def on_end(self, state: Any) -> None:
         """Writes the last record."""
         del state
-        self._write_pending()
+        self.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Passes a record to every writer."""
         self.latest.update(values)
-        for writer in self.writers:
-            writer.write(step, values)
+        for background in self._backgrounds:
+            background.write(step, values)
 
     def flush(self) -> None:
-        """Writes the last due record now; waits for its step."""
+        """Writes the last due record now; waits for its step, and for the essential writers."""
         self._write_pending()
+        for background in self._essential:
+            background.flush()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -138,5 +141,8 @@ class Log:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for writer in self.writers:
-            writer.close()
+        for background in self._backgrounds:
+            background.end()
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for background in self._backgrounds:
+            background.join(max(0.0, deadline - time.monotonic()))
