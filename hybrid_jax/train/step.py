@@ -27,7 +27,7 @@ from hybrid_jax.train.guard import INITIAL_SCALE, judge
 from hybrid_jax.train.initial import master_params
 from hybrid_jax.train.layers import LayerOrder, layer_dims, order_name
 from hybrid_jax.train.state import DEPTH_ORDER, TrainState, state_shardings
-from hybrid_jax.train.state_check import check_params, check_state
+from hybrid_jax.train.state_check import check_state
 
 PyTree = Any
 Batch = Mapping[str, Any]
@@ -135,9 +135,8 @@ class TrainStep:
         """
         if isinstance(params, TrainState):
             params = self.canonical_params(params)
-        check_params(params, self.shapes)
         numbers = np.int32(step), np.float32(loss_scale)
-        return self._gradients(params, self.put(batch), *numbers)
+        return self._gradients(master_params(params, self.shapes), self.put(batch), *numbers)
 
     def canonical_params(self, state: TrainState) -> PyTree:
         """Returns {"embed", "blocks" [L, ...], "head"}: the same tree for every layout."""
