@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_origin, get_type_hints
 
 from hybrid_jax.config.checkpoint import CheckpointConfig
@@ -157,7 +159,8 @@ def _without_layout(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def field_types() -> dict[str, Any]:
+@functools.cache
+def field_types() -> Mapping[str, Any]:
     """Returns every name that a configuration may set, dotted, with its type.
 
     >>> field_types()["train.steps"]
@@ -168,7 +171,7 @@ def field_types() -> dict[str, Any]:
         types |= {f"{section}.{name}": hint for name, hint in get_type_hints(cls).items()}
     types["strategy.auto"] = bool
     types["cpu_devices"] = get_type_hints(RunConfig)["cpu_devices"]
-    return types
+    return MappingProxyType(types)
 
 
 def _suggest(name: str, names: Iterable[str]) -> str:

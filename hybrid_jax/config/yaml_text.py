@@ -57,6 +57,15 @@ remove one of them.
         raise UserError(f"{what} is not YAML: {str(error).splitlines()[0]}.") from None
 
 
+def dump_yaml(value: Any) -> str:
+    """Returns `value` as YAML from which `parse_yaml` makes it again, tuples as lists.
+
+    >>> dump_yaml({"rules": [["1e3", None]]})
+    "rules:\\n- - '1e3'\\n  - null\\n"
+    """
+    return yaml.dump(value, Dumper=_StrictDumper, sort_keys=False)
+
+
 class _Refused(yaml.MarkedYAMLError):
     """YAML, but none that a configuration may be."""
 
@@ -119,6 +128,15 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             lines[key.value] = _line(key.start_mark)
         return node
+
+
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes the texts that the loader would take for something else."""
+
+    yaml_implicit_resolvers = _StrictLoader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _line(mark: Any) -> int:
