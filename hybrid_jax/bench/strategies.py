@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import yaml
-
 from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.config.yaml_text import parse_yaml
 from hybrid_jax.errors import UserError, nearest
 
 
@@ -39,8 +38,8 @@ def parse_strategy(text: str, base: Strategy | None = None) -> Strategy:
                 f"{nearest(name, names)}"
             )
         try:
-            fields[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            fields[name] = parse_yaml(value, name)
+        except UserError:
             raise UserError(
                 f"{pair!r} in strategy {text!r} must be field=value, such as {name}=1: "
                 f"{value!r} is no YAML value."

@@ -14,6 +14,8 @@ class CheckpointConfig:
     A run that finds checkpoints of its own in its folder resumes from the newest good one. It saves
     its last state when it ends, is stopped or breaks, unless it is killed.
 
+    Folders are expanded and stored as local paths: see `hybrid_jax.config.paths`.
+
     Attributes:
       every: updates between two checkpoints; None: only at the end, or when it is stopped.
       folder: of the checkpoints; None: `checkpoints` in `train.output_dir`, and none without it.

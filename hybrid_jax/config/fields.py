@@ -92,6 +92,7 @@ def checked_value(name: str, value: Any, hint: Any) -> Any:
     Raises:
       UserError: it cannot hold it: one line with the name, the value and what it may be.
     """
+    # The first type of a union that fits, as in `str | RulePairs`: a preset's name or pairs.
     for option in options(hint):
         base, mark = _split(option)
         if base is NoneType and value is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_origin, get_type_hints
 
 from hybrid_jax.config.checkpoint import CheckpointConfig
@@ -17,7 +19,7 @@ from hybrid_jax.config.run import RunConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.config.train import TrainConfig
 from hybrid_jax.config.yaml_text import LARGEST, parse_yaml
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, nearest
 
 _AUTO = "auto"
 _SECTIONS = {
@@ -61,8 +63,9 @@ def load_draft(path: str | Path, overrides: Iterable[str] = ()) -> Draft:
         drops what was said of the strategy before, but for the precision.
 
     Raises:
-      UserError: no such file, no YAML, an unknown field, or a value of the wrong type; one line
-        that names the value, the constraint and the remedy.
+      UserError: no such file, no YAML (as `parse_yaml` reads it), a field that is unknown or given
+        twice, or a value that its field cannot hold; one line that names the value, the constraint
+        and the remedy.
     """
     values, types = _flatten(_read(Path(path))), field_types()
     for override in overrides:
@@ -86,16 +89,18 @@ def _read(path: Path) -> dict[str, Any]:
     what = f"config file {shown(str(path), 200)}"
     try:
         with path.open("rb") as file:
-            content = file.read(4 * LARGEST + 1)  # a device has no end
+            content = file.read(4 * LARGEST + 1)  # of 4 bytes at most; a device has no end
     except FileNotFoundError:
         siblings = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
-        hint = did_you_mean(str(path), [str(file) for file in siblings])
+        hint = nearest(str(path), [str(file) for file in siblings])
         raise UserError(f"no {what}: give the path of a YAML file.{hint}") from None
     except (OSError, ValueError) as error:  # a ValueError for a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {what}: {reason}.") from None
+    if len(content) > 4 * LARGEST:
+        raise UserError(f"{what} must have at most {LARGEST} characters, but is far larger.")
     try:
-        text = content[: 4 * LARGEST].decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"cannot read {what}: byte {error.start} is no UTF-8; give a YAML file."
@@ -157,7 +162,8 @@ def _without_layout(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def field_types() -> dict[str, Any]:
+@functools.cache
+def field_types() -> Mapping[str, Any]:
     """Returns every name that a configuration may set, dotted, with its type.
 
     >>> field_types()["train.steps"]
@@ -168,7 +174,7 @@ def field_types() -> dict[str, Any]:
         types |= {f"{section}.{name}": hint for name, hint in get_type_hints(cls).items()}
     types["strategy.auto"] = bool
     types["cpu_devices"] = get_type_hints(RunConfig)["cpu_devices"]
-    return types
+    return MappingProxyType(types)
 
 
 def _suggest(name: str, names: Iterable[str]) -> str:

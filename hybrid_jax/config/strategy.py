@@ -7,11 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import yaml
-
 from hybrid_jax.config.checks import INT32_MAX, did_you_mean, multiples_near, shown
 from hybrid_jax.config.fields import Count, check_fields
-from hybrid_jax.config.yaml_text import parse_yaml
+from hybrid_jax.config.yaml_text import dump_yaml, parse_yaml
 from hybrid_jax.errors import UserError
 
 MESH_AXES = ("replica", "stage", "data", "context", "expert", "model")
@@ -137,7 +135,7 @@ class Strategy:
                 [logical, list(mesh) if isinstance(mesh, tuple) else mesh]
                 for logical, mesh in self.rules
             ]
-        return yaml.safe_dump(fields, sort_keys=False)
+        return dump_yaml(fields)
 
     @classmethod
     def from_yaml(cls, text: str) -> Strategy:

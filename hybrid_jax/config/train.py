@@ -50,7 +50,7 @@ class TrainConfig:
       sample_temperature: divides the logits; 0 takes the most likely token each time.
 
     Raises:
-      UserError: a number out of its range, an empty prompt, or a trace without a folder.
+      UserError: a value that its field cannot hold, or a trace without a folder.
     """
 
     steps: Count = 1000

@@ -57,6 +57,15 @@ remove one of them.
         raise UserError(f"{what} is not YAML: {str(error).splitlines()[0]}.") from None
 
 
+def dump_yaml(value: Any) -> str:
+    """Returns `value` as YAML from which `parse_yaml` makes it again, tuples as lists.
+
+    >>> dump_yaml({"rules": [["1e3", None]]})
+    "rules:\\n- - '1e3'\\n  - null\\n"
+    """
+    return yaml.dump(value, Dumper=_StrictDumper, sort_keys=False)
+
+
 class _Refused(yaml.MarkedYAMLError):
     """YAML, but none that a configuration may be."""
 
@@ -65,6 +74,12 @@ class _Refused(yaml.MarkedYAMLError):
 
 
 class _StrictLoader(yaml.SafeLoader):
+    """Refuses a node when it is composed, before anything is made of it or repeats it.
+
+    PyYAML composes by recursion, so that depth is counted on the way down; aliases share their
+    nodes, so that what they repeat is counted on the way up.
+    """
+
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's way: filled below)
     yaml_constructors: dict = {}  # noqa: RUF012
 
@@ -81,6 +96,7 @@ class _StrictLoader(yaml.SafeLoader):
         self._depth -= 1
         if id(node) not in self._sizes:
             if isinstance(event, yaml.AliasEvent):
+                # Its node is not finished: the alias would hold itself.
                 raise _Refused(f"*{event.anchor} stands in what it repeats", event.start_mark)
             self._sizes[id(node)] = self._size(node)
         self._limit(event, *self._sizes[id(node)])
@@ -121,6 +137,15 @@ class _StrictLoader(yaml.SafeLoader):
         return node
 
 
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes the texts that the loader would take for something else."""
+
+    yaml_implicit_resolvers = _StrictLoader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def _line(mark: Any) -> int:
     return mark.line + 1
 
@@ -139,26 +164,22 @@ def _scalar(construct: Callable[[Any, Any], Any], word: str) -> Callable[[Any, A
     return construct_or_refuse
 
 
-_TYPES: dict[str, tuple[str, str]] = {  # tag: first characters, pattern
+_TYPES: dict[str, tuple[list[str], str]] = {  # tag: first characters, pattern
     "bool": (
-        "yYnNtTfFoO",
+        [*"yYnNtTfFoO"],
         "yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF",
     ),
-    "int": ("-+0123456789", "[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)"),
+    "int": ([*"-+0123456789"], "[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)"),
     "float": (
-        "-+0123456789.",
+        [*"-+0123456789."],
         r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
         r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
     ),
-    "null": ("~nN\0", "~|null|Null|NULL|"),
-    "merge": ("<", "<<"),
+    "null": ([*"~nN", ""], "~|null|Null|NULL|"),
+    "merge": (["<"], "<<"),
 }
 for _name, (_first, _pattern) in _TYPES.items():
-    _StrictLoader.add_implicit_resolver(
-        f"{_TAG}{_name}",
-        re.compile(rf"(?:{_pattern})\Z"),
-        ["" if character == "\0" else character for character in _first],
-    )
+    _StrictLoader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(rf"(?:{_pattern})\Z"), _first)
 for _name, _construct in {
     "null": SafeConstructor.construct_yaml_null,
     "bool": _scalar(SafeConstructor.construct_yaml_bool, "true or false"),

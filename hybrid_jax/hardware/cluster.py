@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hybrid_jax.config.checks import did_you_mean, matching, shown
 from hybrid_jax.config.strategy import MESH_AXES, Strategy
+from hybrid_jax.config.yaml_text import parse_yaml
 from hybrid_jax.errors import UserError, nearest
 from hybrid_jax.hardware.chips import CHIPS, Chip, chip_of_kind, with_jax_memory
 from hybrid_jax.hardware.links import Link, TorusDim, take_torus
@@ -186,10 +186,10 @@ def _switched(chip: Chip, shape: tuple[int, ...], text: str) -> Cluster:
 
 
 def _chip(name: str) -> Chip:
-    if name not in CHIPS:
+    if matching(name, CHIPS) is None:
         raise UserError(
-            f"unknown chip {name!r}: choose one of {', '.join(CHIPS)}, or describe it in a YAML "
-            f"file.{nearest(name, CHIPS)}"
+            f"unknown chip {shown(name)}: choose one of {', '.join(CHIPS)}, or describe it in a "
+            f"YAML file.{did_you_mean(name, CHIPS)}"
         )
     return CHIPS[name]
 
@@ -197,7 +197,11 @@ def _chip(name: str) -> Chip:
 def _from_file(path: Path) -> Cluster:
     if not path.is_file():
         raise UserError(f"devices={str(path)!r}: no such file.")
-    fields = yaml.safe_load(path.read_text())
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"devices={str(path)!r} cannot be read: {error}.") from None
+    fields = parse_yaml(text, f"devices={str(path)!r}")
     if not isinstance(fields, dict):
         raise UserError(f"devices={str(path)!r} must hold a mapping, such as 'chip: h100'.")
     return _from_mapping(fields)
@@ -222,11 +226,11 @@ def _from_mapping(fields: dict[str, Any]) -> Cluster:
 
 def _number(name: str, value: Any) -> float:
     try:
-        number = float(value)  # YAML reads 9e10 as text
-    except (TypeError, ValueError):
+        number = float(value)  # a mapping from elsewhere may have 9e10 as text
+    except (TypeError, ValueError, OverflowError):
         number = -1
-    if number < 0 or isinstance(value, bool):
-        raise UserError(f"chip field {name}={value!r} must be a number, 0 or more.")
+    if not 0 <= number < math.inf or isinstance(value, bool):
+        raise UserError(f"chip field {name}={shown(value)} must be a number, 0 or more.")
     return int(number) if isinstance(value, int) else number
 
 

@@ -9,6 +9,7 @@ from hybrid_jax.config.data import WeightedSource
 from hybrid_jax.config.load import field_types, load_config
 from hybrid_jax.config.model import preset
 from hybrid_jax.config.run import RunConfig
+from hybrid_jax.config.train import TrainConfig
 from hybrid_jax.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -162,6 +163,114 @@ def test_a_wrong_override_is_told_in_one_line(write, override, message):
 )
 def test_a_wrong_field_in_a_file_is_told_in_one_line(write, text, message):
     assert complaint(write(text)) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {steps: 5}\ntrain: {steps: 6}", "line 2: 'train' stands in line 1 already"),
+        ("train:\n  steps: 5\n  steps: 6", "line 3: 'steps' stands in line 2 already"),
+        ("train: {steps: 5}\ntrain.steps: 6", "'train.steps' is given twice, in its section and"),
+        ("strategy: auto\nstrategy.auto: false", "'strategy.auto' is given twice"),
+        ("[" * 10_000, "line 1: it is nested deeper than 20 levels."),
+        ("train: " + "{a: " * 10_000, "line 1: it is nested deeper than 20 levels."),
+        (f"train: {{steps: {10**23}}}", "train.steps=100000000000000000000000 must be a whole"),
+        (f"train: {{steps: {'1' * 100_000}}}", "is no whole number that can be read."),
+        (f"train: {{seed: {2**63}}}", "train.seed=9223372036854775808 must be a whole number, at"),
+        (f"data: {{seed: {2**63}}}", "data.seed=9223372036854775808 must be a whole number, at"),
+        (f"cpu_devices: {2**40}", "cpu_devices=1099511627776 must be a whole number, at most 4096"),
+        ("model: {norm_eps: -1}", "model.norm_eps=-1 must lie in (0, 1]."),
+        ("model: {norm_eps: .nan}", "model.norm_eps=nan must lie in (0, 1]."),
+        ("model: {rope_theta: .nan}", "model.rope_theta=nan must lie in [1, inf)."),
+        ("model: {rope_theta: .inf}", "model.rope_theta=inf must lie in [1, inf)."),
+        ("optimizer: {eps: 1e-60}", "optimizer.eps=1e-60 must lie in (0, inf) for devices too"),
+        ("train: {stall_seconds: 1e300}", "train.stall_seconds=1e+300 must lie in (0, 1e9]."),
+        ("train: {steps: 010}", "train.steps='010' must be a whole number, at least 1."),
+        ("train: {steps: 1:30}", "train.steps='1:30' must be a whole number, at least 1."),
+        ("train: {output_dir: ''}", "train.output_dir='' must not be empty: give a path."),
+        ("train: {output_dir: $NO_SUCH_NAME/a}", "needs the environment variable 'NO_SUCH_NAME'"),
+        ("train: {output_dir: gs://bucket/a}", "train.output_dir='gs://bucket/a' is a URL, but"),
+        ("train: {output_dir: /dev/null}", "must be a folder, but '/dev/null' is none"),
+        ("checkpoint: {folder: s3://bucket/a}", "checkpoint.folder='s3://bucket/a' is a URL, but"),
+        ("checkpoint: {init_from: ''}", "checkpoint.init_from='' must not be empty"),
+        ("data: {source: ''}", "data.source='' must not be empty"),
+        ("train: {wandb_project: ' '}", "train.wandb_project=' ' must not be empty"),
+        (
+            'train: {sample_tokens: 4, sample_prompt: "\\uD800"}',
+            "train.sample_prompt='\\ud800' must be Unicode text",
+        ),
+        ("1: 2", "line 1: the key '1' must be text"),
+        ("train: {true: 2}", "line 1: the key 'true' must be text"),
+        ("train: {null: 2}", "line 1: the key 'null' must be text"),
+        ("train: {steps: 2001-99-99}", "train.steps='2001-99-99' must be a whole number"),
+        ("train: {steps: !!int x}", "line 1: 'x' is no whole number that can be read."),
+        ("model: {preset: {}}", "unknown model preset {}"),
+        ("strategy: {stage: 1048576, data: 1048576}", "devices, but must be at most 2147483647"),
+        ("data: {global_batch: 65536, seq_len: 65536}", "must be at most 2147483647 tokens"),
+        ("model: {vocab_size: 2000000000, embed_dim: 2000000000}", "make a size smaller."),
+    ],
+)
+def test_what_must_not_get_in(write, text, message):
+    told = complaint(write(text))
+    assert message in told
+    assert len(told) < 600
+
+
+def test_a_huge_file_is_not_read(write):
+    assert "must have at most 1048576 characters, not" in complaint(write("#" * 2_000_000))
+    assert "must have at most 1048576 characters, but is far larger" in complaint("/dev/zero")
+
+
+def test_a_byte_order_mark_is_no_text(write):
+    assert load_config(write("\ufefftrain: {steps: 5}")).train.steps == 5
+
+
+def test_an_anchor_may_be_used_again(write):
+    path = write("data: &d {seed: 3}\ntrain: {<<: *d, steps: 5}")
+    assert load_config(path).train == TrainConfig(steps=5, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("=5", "unknown config field ''."),
+        ("=", "unknown config field ''."),
+        ("a.b=", "unknown config field 'a.b'."),
+        ("tráin.steps=5", "unknown config field 'tráin.steps'. Did you mean 'train.steps'?"),
+        ("train.steps=\u0665", "train.steps='\u0665' must be a whole number, at least 1."),
+        ("x" * 100_000 + "=5", "unknown config field 'xxxx"),
+        ("train.steps=" + "x" * 100_000, "train.steps='xxxx"),
+        ("x" * 100_000, "'xxxx"),
+        ("train.steps\n=5", "unknown config field 'train.steps\\n'."),
+        ("optimizer.clip_norm=", "optimizer.clip_norm='' must be a number or null."),
+        (
+            f"train.steps={10**23}",
+            "train.steps=100000000000000000000000 must be a whole number, at",
+        ),
+        ("data.sources=" + "[" * 10_000, "data.sources='[[[["),
+        ("data.sources=&a [*a]", "data.sources='&a [*a]' must be a list"),
+        (
+            "train.seed=5000000000",
+            "train.seed=5000000000 must be a whole number, at most 4294967295",
+        ),
+        ("train.output_dir=", "train.output_dir='' must not be empty"),
+        ("train.output_dir=gs://bucket", "train.output_dir='gs://bucket' is a URL"),
+        ("train.sample_prompt=\udcff", "train.sample_prompt='\\udcff' must be Unicode text"),
+        ("strategy.zero=1.0", "strategy.zero=1.0 must be one of 0, 1, 3."),
+    ],
+)
+def test_overrides_are_checked_alike(write, override, message):
+    told = complaint(write(""), override)
+    assert told.startswith(message)
+    assert len(told) < 600
+
+
+def test_text_is_taken_as_it_is(write):
+    config = load_config(write(""), ["train.sample_prompt=null", "train.wandb_project=1e3"])
+    assert (config.train.sample_prompt, config.train.wandb_project) == ("null", "1e3")
+    assert load_config(write("train: {wandb_project: x}"), ["train.wandb_project=null"]) == (
+        RunConfig()
+    )
 
 
 def test_a_mixture_is_a_list_and_gives_way_to_one_source(write):

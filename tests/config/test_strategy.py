@@ -127,6 +127,14 @@ def test_yaml_round_trip(sizes, microbatches, zero, rules, skip_bubbles):
         ("stagee: 2", "unknown field 'strategy.stagee'"),
         ("[1, 2]", "must be a mapping"),
         ("stage: x", "strategy.stage='x' must be a whole number"),
+        ("stage: 2\nstage: 4", "a strategy, line 2: 'stage' stands in line 1 already"),
+        ("stage: [", "a strategy is not YAML: line 1, column 9"),
+        ("[" * 10_000, "a strategy, line 1: it is nested deeper than 20 levels"),
+        ("1: 2", "a strategy, line 1: the key '1' must be text"),
+        ("stage: 0.5", "stage=0.5 must be a whole number"),
+        ("zero: 1.0", "strategy.zero=1.0 must be one of 0, 1, 3"),
+        ("5", "must be a mapping of its fields, not 5"),
+        ("0", "must be a mapping of its fields, not 0"),
     ],
 )
 def test_from_yaml_refuses(text, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import pytest
 
@@ -74,6 +76,9 @@ def test_a_number_of_chips_is_the_most_even_torus(count, torus):
         ({"chip": "h100"}, "needs 'chip'.*and 'devices'"),
         ({"chip": "h100", "devices": 8, "hbm_byte": 1}, "unknown field 'hbm_byte'.*Did you mean"),
         ({"chip": "h100", "devices": 8, "hbm_bytes": "much"}, "must be a number, 0 or more"),
+        ({"chip": "h100", "devices": 8, "hbm_bytes": math.nan}, "hbm_bytes=nan must be a number"),
+        ({"chip": "h100", "devices": 8, "hbm_bytes": 10**400}, "must be a number, 0 or more"),
+        ({"chip": ["h100"], "devices": 8}, "unknown chip"),
     ],
 )
 def test_names_that_mean_nothing(name, message):
@@ -89,6 +94,21 @@ def test_a_file_describes_other_chips(tmp_path):
     assert (cluster.chip.name, cluster.num_devices, cluster.islands) == ("h20", 16, 2)
     assert cluster.chip.flops_bf16 == 1.48e14
     assert cluster.chip.hbm_bandwidth == CHIPS["h100"].hbm_bandwidth
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"chip: h100\ndevices: 8\nchip: v5p", "line 3: 'chip' stands in line 1 already"),
+        (b"[" * 10_000, "line 1: it is nested deeper than 20 levels"),
+        (b"chip: [", "is not YAML: line 1"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_file_that_describes_nothing(tmp_path, content, message):
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        Cluster.of(tmp_path / "mine.yaml")
 
 
 def test_a_mesh():
