@@ -56,8 +56,8 @@ def kind(path: Path) -> Literal["file", "folder", "nothing"]:
                 f"{path} is a broken link, to {str(path.readlink())!r}: correct or remove it."
             ) from None
         return "nothing"
-    except (OSError, ValueError) as error:  # a ValueError is a null character
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it holds a null character"
         raise UserError(f"{_short(path)} cannot be looked at: {reason}.") from None
     if stat.S_ISDIR(mode):
         return "folder"
