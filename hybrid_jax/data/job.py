@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid_jax.data.assemble import few
-from hybrid_jax.data.contents import read_blocks
+from hybrid_jax.data.contents import read_blocks, sha256
 from hybrid_jax.data.files import InputFile, find_files
 from hybrid_jax.data.header import VERSION
 from hybrid_jax.data.progress import Progress
@@ -40,7 +40,7 @@ class Job:
 
     def fingerprint(self, tokenizer_files: Sequence[Path]) -> str:
         """Returns a hash of all this and a tokenizer: of names and contents, but of no times."""
-        tokenizer = [hashlib.sha256(file.read_bytes()).hexdigest() for file in tokenizer_files]
+        tokenizer = [sha256(file) for file in tokenizer_files]
         inputs = [
             (file.path, file.kind, file.compression, content)
             for file, content in zip(self.files, self.contents, strict=True)
@@ -75,7 +75,7 @@ def read_job(
         progress.say(f"{len(ignored)} files of other kinds are left out: {few(ignored)}")
     num_bytes = sum(file.num_bytes for file in files)
     if num_bytes >= LARGE_BYTES:
-        progress.say(f"reading {num_bytes / 2**30:,.1f} GiB, to know these contents from others")
+        progress.say(f"reading {num_bytes / 2**30:,.1f} GiB of input once, to fingerprint it")
     return Job(tuple(files), _fingerprints(files, threads), options, found_ns)
 
 

@@ -58,7 +58,7 @@ def prepare(
     What is written depends on the inputs, their order, the tokenizer and the reading options only,
     not on the workers. A run that was killed resumes, when it is started again, with the pieces
     that it had not finished; the corpus is in place at once, when all is done. Inputs are the same
-    as before if their contents are: they are read whole for it, at about 1 GiB/s and thread.
+    as before if their contents are, for which they are read once, at about 1 GiB/s per thread.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())

@@ -228,7 +228,7 @@ def make_socket(path):
         (make_socket, "x.txt is a socket: give a file on disk"),
         (lambda path: path.symlink_to("/dev/zero"), "x.txt is a device: give a file on disk"),
         (lambda path: path.symlink_to("none"), "x.txt is a broken link, to 'none': correct"),
-        (lambda path: path.symlink_to("x.txt"), "x.txt' cannot be looked at: Too many levels"),
+        (lambda path: path.symlink_to("x.txt"), "x.txt' cannot be accessed: Too many levels"),
     ],
 )
 def test_what_is_no_file_is_named_and_not_opened(make, message, given):
@@ -258,7 +258,7 @@ def test_a_folder_that_cannot_be_read(given):
             else:
                 with pytest.raises(UserError, match="closed cannot be read: Permission denied; ma"):
                     find_files([given.format(name)])
-                with pytest.raises(UserError, match=r"closed/a.txt' cannot be looked at: Perm"):
+                with pytest.raises(UserError, match=r"closed/a.txt' cannot be accessed: Perm"):
                     find_files([closed / "a.txt"])
         closed.chmod(0o755)
 
@@ -280,8 +280,8 @@ def test_a_pattern_means_what_the_shell_makes_of_it(folder):
     [
         ("", "an input is '': give the path"),
         ("~nobody-of-this-name/a.txt", "names a home folder that cannot be found"),
-        ("a" * 5000, "a+…a+' cannot be looked at: File name too long"),
-        ("a\0b", "cannot be looked at: it holds a null"),
+        ("a" * 5000, "a+…a+' cannot be accessed: File name too long"),
+        ("a\0b", "cannot be accessed: it holds a null"),
     ],
 )
 def test_names_that_cannot_be(given, message):

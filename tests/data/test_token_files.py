@@ -113,6 +113,14 @@ def test_an_unfinished_corpus_is_none(tmp_path):
         open_tokens(tmp_path)
 
 
+TOKENIZER = {"tokenizer": "tokenizer.json", "tokenizer_fingerprint": "0" * 64}
+
+
+def with_another_tokenizer(folder):
+    change(folder, **TOKENIZER)
+    (folder / "tokenizer.json").write_text("{}")
+
+
 def cut(folder):
     (folder / "tokens.bin").write_bytes((folder / "tokens.bin").read_bytes()[:-1])
 
@@ -132,7 +140,8 @@ def cut(folder):
         (lambda folder: change(folder, num_tokens="8"), r"is damaged"),
         (lambda folder: change(folder, num_tokens=9), r"tokens.bin has 8 bytes, but .* 9 bytes"),
         (lambda folder: change(folder, extra=1), r"is damaged \(unknown field 'extra'\)"),
-        (lambda folder: change(folder, tokenizer="tokenizer.json"), r"lacks tokenizer.json"),
+        (lambda folder: change(folder, **TOKENIZER), r"lacks tokenizer.json"),
+        (with_another_tokenizer, r"tokenizer.json is not the tokenizer that made the tokens"),
         (lambda folder: (folder / "header.json").write_text("{"), r"header.json is damaged"),
         (lambda folder: (folder / "header.json").write_text("[]"), r"header.json is damaged"),
         (
