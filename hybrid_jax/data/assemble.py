@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hybrid_jax.data.bpe import CONFIG_NAME, FILE_NAME, TrainedTokenizer
+from hybrid_jax.data.contents import sha256
 from hybrid_jax.data.entries import kind
 from hybrid_jax.data.files import InputFile
 from hybrid_jax.data.header import HEADER, STARTS, TOKENS, Header, read_header
@@ -32,8 +33,13 @@ def assemble(
     """
     folder = parts.folder / ".corpus"
     trained = isinstance(tokenizer, TrainedTokenizer)
-    name = FILE_NAME if trained else tokenizer.name
-    with TokenWriter(folder, vocab_size=tokenizer.vocab_size, tokenizer=name) as writer:
+    writer = TokenWriter(
+        folder,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=FILE_NAME if trained else tokenizer.name,
+        tokenizer_fingerprint=sha256(parts.folder / FILE_NAME) if trained else "",
+    )
+    with writer:
         for part in map(parts.part, range(count)):
             header = read_header(part)
             writer.num_skipped += header.num_skipped

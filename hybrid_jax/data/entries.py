@@ -46,7 +46,7 @@ def kind(path: Path) -> Literal["file", "folder", "nothing"]:
     ('folder', 'nothing')
 
     Raises:
-      UserError: a named pipe, socket or device, a broken link, or a place that cannot be looked at.
+      UserError: a named pipe, socket or device, a broken link, or a place that cannot be accessed.
     """
     try:
         mode = path.stat().st_mode
@@ -56,9 +56,9 @@ def kind(path: Path) -> Literal["file", "folder", "nothing"]:
                 f"{path} is a broken link, to {str(path.readlink())!r}: correct or remove it."
             ) from None
         return "nothing"
-    except (OSError, ValueError) as error:  # a ValueError is a null character
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{_short(path)} cannot be looked at: {reason}.") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it holds a null character"
+        raise UserError(f"{_short(path)} cannot be accessed: {reason}.") from None
     if stat.S_ISDIR(mode):
         return "folder"
     if stat.S_ISREG(mode):

@@ -42,6 +42,7 @@ class Header:
       tokenizer: "bytes", or the name of the file beside the header.
       fingerprint: the SHA-256 of `tokens.bin`.
       starts_fingerprint: the SHA-256 of `starts.bin`.
+      tokenizer_fingerprint: the SHA-256 of the tokenizer's file, "" for "bytes".
       sources: the files that were read.
       job: the fingerprint of all that decided the content; "" for files written by hand.
       version: of this format.
@@ -56,6 +57,7 @@ class Header:
     tokenizer: str
     fingerprint: str
     starts_fingerprint: str
+    tokenizer_fingerprint: str = ""
     sources: tuple[str, ...] = ()
     job: str = ""
     version: int = VERSION
@@ -167,6 +169,8 @@ def _parse(file: Path, values: dict[str, Any]) -> Header:
     tokens, documents = header.num_tokens, header.num_documents
     if documents > tokens or (tokens and not documents):
         raise _damaged(file, f"num_documents={documents} cannot have num_tokens={tokens}")
+    if (header.tokenizer == ByteTokenizer.name) != (not header.tokenizer_fingerprint):
+        raise _damaged(file, f"tokenizer={header.tokenizer!r} without its fingerprint")
     if documents and not header.num_bytes:  # losses are told in bits per byte
         raise _damaged(file, "num_bytes=0 with documents")
     return header
@@ -210,6 +214,10 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "tokenizer": ("'bytes' or the name of a file in the same folder", _is_file_name),
     "fingerprint": _DIGEST,
     "starts_fingerprint": _DIGEST,
+    "tokenizer_fingerprint": (
+        "a SHA-256 in hexadecimal or empty",
+        lambda value: value == "" or _is_digest(value),
+    ),
     "sources": (
         "a list of paths",
         lambda value: isinstance(value, list) and all(isinstance(path, str) for path in value),

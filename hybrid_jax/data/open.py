@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from hybrid_jax.data.contents import sha256
 from hybrid_jax.data.entries import expand, kind
 from hybrid_jax.data.header import HEADER
 from hybrid_jax.data.source import TokenSource
@@ -104,4 +104,4 @@ def _check_tokens(source: TokenSource) -> None:
 def _identity(tokenizer: str) -> str:
     """What two names of one tokenizer share: every prepared corpus has a copy of its own."""
     file = Path(tokenizer)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else tokenizer
+    return sha256(file) if kind(file) == "file" else tokenizer

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import shutil
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybrid_jax.data.contents import read_blocks
-from hybrid_jax.data.files import InputFile
-from hybrid_jax.data.header import VERSION, read_header
+from hybrid_jax.data.header import read_header
 from hybrid_jax.data.tokens import open_tokens
 from hybrid_jax.errors import UserError
 
@@ -47,61 +41,6 @@ class Parts:
         except UserError:
             return False
         return True
-
-
-def fingerprint_contents(files: Sequence[InputFile], threads: int) -> list[str]:
-    """Returns the SHA-256 of each file as it is on disk, several at a time.
-
-    Raises:
-      UserError: a file that cannot be read, or has changed since it was found.
-    """
-    stopped = threading.Event()  # by Ctrl-C or an error, without waiting for the end of large files
-
-    def fingerprint(file: InputFile) -> str:
-        digest = hashlib.sha256()
-        with file.open(packed=True) as opened:
-            for block in read_blocks(opened):
-                if stopped.is_set():
-                    break
-                digest.update(block)
-        return digest.hexdigest()
-
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            return list(pool.map(fingerprint, files))
-        finally:
-            stopped.set()
-
-
-def check_contents(files: Sequence[InputFile], contents: Sequence[str], found_ns: int) -> None:
-    """Raises a UserError for a file with other contents than when it was found, at `found_ns`.
-
-    A mere touch is no change.
-    """
-    for file, content in zip(files, contents, strict=True):
-        now = file.now()
-        if now == file and file.stamp.is_settled(found_ns):
-            continue
-        if fingerprint_contents([now], threads=1) != [content]:
-            raise UserError(
-                f"{file.path} changed while it was prepared: let its writer finish and run again."
-            )
-
-
-def fingerprint_job(
-    files: Sequence[InputFile],
-    contents: Sequence[str],
-    tokenizer_files: Sequence[Path],
-    options: Mapping[str, object],
-) -> str:
-    """Returns a hash of all that decides what a job writes: names and contents, but no times."""
-    tokenizer = [hashlib.sha256(file.read_bytes()).hexdigest() for file in tokenizer_files]
-    inputs = [
-        (file.path, file.kind, file.compression, content)
-        for file, content in zip(files, contents, strict=True)
-    ]
-    job = [VERSION, inputs, tokenizer, dict(options)]
-    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextmanager

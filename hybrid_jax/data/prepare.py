@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -13,18 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hybrid_jax.data.assemble import assemble, few, is_done
+from hybrid_jax.data.assemble import assemble, is_done
 from hybrid_jax.data.bpe import CONFIG_NAME, FILE_NAME, TrainedTokenizer
 from hybrid_jax.data.entries import expand
-from hybrid_jax.data.files import find_files
-from hybrid_jax.data.parts import (
-    Parts,
-    check_contents,
-    fingerprint_contents,
-    fingerprint_job,
-    open_parts,
-    remove_parts,
-)
+from hybrid_jax.data.job import read_job
+from hybrid_jax.data.parts import Parts, open_parts, remove_parts
 from hybrid_jax.data.pieces import Piece, plan
 from hybrid_jax.data.progress import Progress, Silent
 from hybrid_jax.data.readers import ReadOptions, read_documents
@@ -36,8 +28,6 @@ from hybrid_jax.data.writer import TokenWriter
 from hybrid_jax.errors import RunError, UserError
 
 PIECE_BYTES = 8 << 20
-# More than this is read for so long that it is told.
-LARGE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ def prepare(
     What is written depends on the inputs, their order, the tokenizer and the reading options only,
     not on the workers. A run that was killed resumes, when it is started again, with the pieces
     that it had not finished; the corpus is in place at once, when all is done. Inputs are the same
-    as before if their contents are: they are read whole for it, at about 1 GiB/s and thread.
+    as before if their contents are, for which they are read once, at about 1 GiB/s per thread.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -103,33 +93,23 @@ def prepare(
     progress = progress or Silent()
     loaded = load_tokenizer(tokenizer)
     tokenizer_files = loaded.files if isinstance(loaded, TrainedTokenizer) else ()
-    found_ns = time.time_ns()
-    files, ignored = find_files(inputs)
-    if ignored:
-        progress.say(f"{len(ignored)} files of other kinds are left out: {few(ignored)}")
-    num_bytes = sum(file.num_bytes for file in files)
-    if num_bytes >= LARGE_BYTES:
-        progress.say(f"reading {num_bytes / 2**30:,.1f} GiB to know the contents from others")
-    contents = fingerprint_contents(files, workers)
-    make_job = functools.partial(
-        fingerprint_job, files, contents, options={**asdict(options), "piece": piece_bytes}
-    )
-    job = make_job(tokenizer_files)
+    job = read_job(inputs, {**asdict(options), "piece": piece_bytes}, workers, progress)
+    fingerprint = job.fingerprint(tokenizer_files)
     output = expand(output)
-    if is_done(output, job, overwrite):
+    if is_done(output, fingerprint, overwrite):
         progress.say(f"{output} is this corpus already")
         remove_parts(output)
         return open_tokens(output)
-    pieces = plan(files, options, piece_bytes)
+    pieces = plan(job.files, options, piece_bytes)
     try:
-        with open_parts(output, job) as parts:
+        with open_parts(output, fingerprint) as parts:
             copies = _copy(tokenizer_files, parts.folder)
-            if make_job(copies) != job:
+            if job.fingerprint(copies) != fingerprint:
                 raise UserError(f"{loaded.name} has changed since it was loaded: run again.")
             _tokenize(pieces, parts, options, bool(tokenizer_files), workers, progress)
             # Each piece was made of these contents; what was changed after it was read is not.
-            check_contents(files, contents, found_ns)
-            header = assemble(parts, len(pieces), output, loaded, files, job)
+            job.check_unchanged()
+            header = assemble(parts, len(pieces), output, loaded, job.files, fingerprint)
             remove_parts(output)
     except OSError as error:
         raise RunError(

@@ -124,8 +124,8 @@ def _check_unpacked(name: str, file: BinaryIO) -> None:
     for packing, pattern in _PACKED.items():
         if pattern.match(first):
             raise UserError(
-                f"the text {name!r} is a {packing} file, whose bytes are no text: unpack it, or "
-                "give .gz, .xz and .parquet files to `hybrid-jax data prepare`."
+                f"the text {name!r} is a {packing} file, not text: decompress it, or make a "
+                "corpus of it with `hybrid-jax data prepare` (.gz, .xz and .parquet)."
             )
 
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from hybrid_jax.data.bytes import ByteTokenizer
+from hybrid_jax.data.contents import sha256
 from hybrid_jax.data.entries import expand, kind
 from hybrid_jax.data.header import AGAIN, HEADER, START_DTYPE, STARTS, TOKENS, Header, read_header
 from hybrid_jax.data.source import TokenSource
@@ -67,6 +68,8 @@ def _find_tokenizer(folder: Path, header: Header) -> str:
     file = folder / header.tokenizer
     if kind(file) != "file":
         raise UserError(f"{folder} lacks {header.tokenizer}: {AGAIN}")
+    if sha256(file) != header.tokenizer_fingerprint:
+        raise UserError(f"{file} is not the tokenizer that made the tokens beside it: {AGAIN}")
     return str(file)
 
 

@@ -43,18 +43,27 @@ class TokenWriter:
       folder: where to write; made if it is missing.
       vocab_size: every token must be below it.
       tokenizer: "bytes", or the name of a file in `folder`.
+      tokenizer_fingerprint: the SHA-256 of that file.
 
     Raises:
       UserError: the folder holds a corpus already, or a vocabulary that batches cannot hold.
     """
 
-    def __init__(self, folder: Path, *, vocab_size: int, tokenizer: str = "bytes") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        vocab_size: int,
+        tokenizer: str = "bytes",
+        tokenizer_fingerprint: str = "",
+    ) -> None:
         if (folder / HEADER).exists():
             raise UserError(f"{folder} holds a corpus already: write to another folder.")
         if not 1 <= vocab_size <= MAX_VOCAB:
             raise UserError(f"vocab_size={vocab_size}: must be from 1 to {MAX_VOCAB}.")
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.vocab_size, self.tokenizer = folder, vocab_size, tokenizer
+        self.folder, self.vocab_size = folder, vocab_size
+        self.tokenizer, self.tokenizer_fingerprint = tokenizer, tokenizer_fingerprint
         self.num_tokens = self.num_documents = self.num_bytes = self.num_skipped = 0
         self._dtype = smallest_dtype(vocab_size)
         self._hash, self._starts_hash = hashlib.sha256(), hashlib.sha256()
@@ -127,6 +136,7 @@ class TokenWriter:
             tokenizer=self.tokenizer,
             fingerprint=self._hash.hexdigest(),
             starts_fingerprint=self._starts_hash.hexdigest(),
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
             sources=sources,
             job=job,
         )

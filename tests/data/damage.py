@@ -46,6 +46,7 @@ def write_by_hand(folder, tokens, starts, vocab_size, dtype):
         "tokenizer": "bytes",
         "fingerprint": sums["tokens.bin"],
         "starts_fingerprint": sums["starts.bin"],
+        "tokenizer_fingerprint": "",
         "sources": [],
         "job": "",
         "version": 2,

@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from hybrid_jax.data.bpe import train_bpe
+from hybrid_jax.data.open import open_source
 from hybrid_jax.data.prepare import prepare
 from hybrid_jax.data.progress import Silent
 from hybrid_jax.errors import UserError
@@ -160,3 +161,16 @@ def test_a_tokenizer_with_other_contents_is_another_corpus(tmp_path):
     train_bpe(["light the"] * 9, 262, tmp_path / "bpe", overwrite=True)
     with pytest.raises(UserError, match=r"out holds another corpus"):
         prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer=tmp_path / "bpe", workers=1)
+
+
+def test_a_corpus_whose_tokenizer_was_replaced(tmp_path):
+    (tmp_path / "a.txt").write_text("the light")
+    for name, text in [("a", "the light"), ("b", "stone ton")]:
+        train_bpe([text] * 9, 260, tmp_path / f"bpe-{name}")
+        prepare(
+            [tmp_path / "a.txt"], tmp_path / name, tokenizer=tmp_path / f"bpe-{name}", workers=1
+        )
+    shutil.copyfile(tmp_path / "a" / "tokenizer.json", tmp_path / "b" / "tokenizer.json")
+    open_source(str(tmp_path / "a"))
+    with pytest.raises(UserError, match=r"b/tokenizer.json is not the tokenizer that made the tok"):
+        open_source(str(tmp_path / "b"))

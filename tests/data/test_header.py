@@ -37,7 +37,16 @@ def refused_or_right(folder):
 
 FIELDS = [
     *("num_tokens", "num_documents", "num_bytes", "num_skipped", "vocab_size", "dtype"),
-    *("tokenizer", "fingerprint", "starts_fingerprint", "sources", "job", "version", "x"),
+    *(
+        "tokenizer",
+        "fingerprint",
+        "starts_fingerprint",
+        "tokenizer_fingerprint",
+        "sources",
+        "job",
+        "version",
+        "x",
+    ),
 ]
 VALUES = st.recursive(
     st.none()
@@ -105,6 +114,9 @@ def test_any_bytes(corpus, start, length, inserted):
         ({"tokenizer": "header.json"}, "tokenizer='header.json' must be"),
         ({"fingerprint": "abc"}, "fingerprint='abc' must be a SHA-256"),
         ({"starts_fingerprint": SHA.upper()}, "starts_fingerprint='A+...A+' must be a SHA-256"),
+        ({"tokenizer_fingerprint": 0}, "tokenizer_fingerprint=0 must be a SHA-256"),
+        ({"tokenizer": "x.json"}, "tokenizer='x.json' without its fingerprint"),
+        ({"tokenizer_fingerprint": SHA}, "tokenizer='bytes' without its fingerprint"),
         ({"sources": "a.txt"}, "sources='a.txt' must be a list of paths"),
         ({"sources": [1]}, r"sources=\[1\] must be a list of paths"),
         ({"job": "x\ny"}, r"job='x\\ny' must be 16 hexadecimal digits"),

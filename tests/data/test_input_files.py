@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from damage import as_nobody
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hybrid_jax.data.files import find_files
 from hybrid_jax.errors import UserError
@@ -107,9 +109,9 @@ def test_links_to_folders_are_followed(folder):
     (folder / "elsewhere" / "z.txt").write_text("x")
     assert names(folder, "outside") == (["elsewhere/z.txt"], [])
     assert names(folder, "outside/**/*.txt") == (["elsewhere/z.txt"], [])
-    for given in ("", "sub", "**/*.txt"):
+    for name in ("", "sub", "**/*.txt"):
         with pytest.raises(UserError, match=r"/inner.* leads back to .*: remove the link"):
-            names(folder, given)
+            names(folder, name)
 
 
 def test_a_file_reached_twice_is_refused_with_both_ways(folder):
@@ -128,11 +130,76 @@ def test_a_file_reached_twice_is_refused_with_both_ways(folder):
         names(folder, "")
 
 
+NODES = st.tuples(
+    st.integers(0, 5),  # which of the folders there are holds it
+    st.sampled_from(["a.txt", "b.jsonl", "c.md", "d", "e", ".h", ".h.txt"]),
+    st.sampled_from(["folder", "folder", "file", "file", "link", "link", "fifo", "broken"]),
+    st.integers(0, 7),  # what a link leads to
+)
+
+
+def plant(root, nodes):
+    """Makes a tree of folders, files, links and pipes."""
+    folders, everything = [root], [root]
+    for holder, name, what, target in nodes:
+        path = folders[holder % len(folders)] / name
+        if os.path.lexists(path):
+            continue
+        if what == "folder":
+            path.mkdir()
+            folders.append(path)
+        elif what == "file":
+            path.write_text("x")
+        elif what == "fifo":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(everything[target % len(everything)] if what == "link" else "none")
+        everything.append(path)
+
+
+def visit(folder, above=()):
+    """By the book: every entry that is reached, as (path, real path, what it is)."""
+    above = (*above, folder.resolve())
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and path.resolve() not in above:
+            yield from visit(path, above)
+        elif path.is_dir():
+            yield str(path), "", "cycle"
+        elif path.is_file():
+            what = "text" if path.suffix in (".txt", ".jsonl") else "other"
+            yield str(path), str(path.resolve()), what
+        else:
+            yield str(path), "", "no file"
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(nodes=st.lists(NODES, max_size=12))
+def test_nothing_in_a_tree_is_passed_over(nodes):
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "root"
+        root.mkdir()
+        plant(root, nodes)
+        visited = list(visit(root))
+        reals = [real for _, real, what in visited if what == "text"]
+        bad = any(what in ("cycle", "no file") for _, _, what in visited)
+        try:
+            files, ignored = find_files([root])
+        except UserError as error:
+            assert "\n" not in str(error)
+            assert bad or len(set(reals)) != len(reals) or not reals
+        else:
+            assert not bad
+            assert sorted(file.path for file in files) == sorted(reals)
+            assert sorted(ignored) == sorted(path for path, _, what in visited if what == "other")
+
+
 def test_deeply_nested_folders(tmp_path):
     deep = tmp_path
     before = Path.cwd()
     try:
-        for _ in range(1500):
+        for _ in range(1100):
             os.chdir(deep)
             deep = Path("d")
             deep.mkdir()
@@ -161,7 +228,7 @@ def make_socket(path):
         (make_socket, "x.txt is a socket: give a file on disk"),
         (lambda path: path.symlink_to("/dev/zero"), "x.txt is a device: give a file on disk"),
         (lambda path: path.symlink_to("none"), "x.txt is a broken link, to 'none': correct"),
-        (lambda path: path.symlink_to("x.txt"), "x.txt' cannot be looked at: Too many levels"),
+        (lambda path: path.symlink_to("x.txt"), "x.txt' cannot be accessed: Too many levels"),
     ],
 )
 def test_what_is_no_file_is_named_and_not_opened(make, message, given):
@@ -191,7 +258,7 @@ def test_a_folder_that_cannot_be_read(given):
             else:
                 with pytest.raises(UserError, match="closed cannot be read: Permission denied; ma"):
                     find_files([given.format(name)])
-                with pytest.raises(UserError, match=r"closed/a.txt' cannot be looked at: Perm"):
+                with pytest.raises(UserError, match=r"closed/a.txt' cannot be accessed: Perm"):
                     find_files([closed / "a.txt"])
         closed.chmod(0o755)
 
@@ -213,8 +280,8 @@ def test_a_pattern_means_what_the_shell_makes_of_it(folder):
     [
         ("", "an input is '': give the path"),
         ("~nobody-of-this-name/a.txt", "names a home folder that cannot be found"),
-        ("a" * 5000, "a+…a+' cannot be looked at: File name too long"),
-        ("a\0b", "cannot be looked at: embedded null"),
+        ("a" * 5000, "a+…a+' cannot be accessed: File name too long"),
+        ("a\0b", "cannot be accessed: it holds a null"),
     ],
 )
 def test_names_that_cannot_be(given, message):

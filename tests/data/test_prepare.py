@@ -350,3 +350,18 @@ def test_a_worker_that_dies_is_one_line(tmp_path):
 
     with pytest.raises(RunError, match="a worker process died"):
         list(map_in_order(os._exit, [1, 1], 2))
+
+
+def test_names_that_are_no_text(tmp_path, capsys):
+    from hybrid_jax.cli import main
+
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in (b"\xff.txt", b"\xfe.md"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text("text")
+    output = str(tmp_path / "out")
+    assert main(["data", "prepare", str(folder), "--output", output, "--workers", "1"]) == 0
+    assert main(["data", "show", output]) == 0
+    shown = capsys.readouterr().out
+    assert f"1 files of other kinds are left out: {folder}/\\udcfe.md" in shown
+    assert f"sources      1: {folder}/\\udcff.txt" in shown

@@ -134,7 +134,7 @@ def in_parquet(data):
 def test_a_packed_text_is_refused(tmp_path, packing, pack):
     path = tmp_path / "text.txt"
     path.write_bytes(pack(b"some text\n" * 9))
-    with pytest.raises(UserError, match=rf"is a {packing} file, whose bytes are no text: unpack"):
+    with pytest.raises(UserError, match=rf"is a {packing} file, not text: decompress"):
         read_text(str(path))
 
 
@@ -158,7 +158,7 @@ def test_a_file_of_a_corpus_is_no_text(tmp_path, name):
         (None, "is a named pipe: give a file on disk"),
         ("/dev/zero", "is a device: give a file on disk"),
         ("none", "is a broken link, to 'none'"),
-        ("text.txt", "cannot be looked at: Too many levels of symbolic links"),
+        ("text.txt", "cannot be accessed: Too many levels of symbolic links"),
     ],
 )
 def test_what_is_no_file_is_named_and_not_opened(tmp_path, target, message):

@@ -79,6 +79,8 @@ def test_a_long_document_is_written_in_blocks(tmp_path):
         ([3, 8], r"x.txt, line 4: token 8 is outside the vocabulary, 0 to 7"),
         ([-1, 3], r"x.txt, line 4: token -1 is outside the vocabulary"),
         ([], r"x.txt, line 4: no tokens"),
+        ([0.5, 1.0], r"x.txt, line 4: tokens are float64 of shape \(2,\): give integers"),
+        ([[1, 2]], r"x.txt, line 4: tokens are int64 of shape \(1, 2\): give integers"),
     ],
 )
 def test_a_token_outside_the_vocabulary_names_the_document(tmp_path, tokens, message):
@@ -87,6 +89,15 @@ def test_a_token_outside_the_vocabulary_names_the_document(tmp_path, tokens, mes
             writer.append(document, num_bytes=1)
         with pytest.raises(UserError, match=message):
             writer.append(tokens, num_bytes=1, where=lambda: "x.txt, line 4")
+
+
+def test_sizes_that_cannot_be(tmp_path):
+    for vocab_size in (0, 2**31 + 1):
+        with pytest.raises(UserError, match=f"vocab_size={vocab_size}: must be from 1 to"):
+            TokenWriter(tmp_path, vocab_size=vocab_size)
+    message = "document 0: num_bytes=0: must be at least 1"
+    with TokenWriter(tmp_path, vocab_size=8) as writer, pytest.raises(UserError, match=message):
+        writer.append([1], num_bytes=0)
 
 
 def test_a_corpus_is_not_written_over(tmp_path):
@@ -100,6 +111,14 @@ def test_an_unfinished_corpus_is_none(tmp_path):
         writer.append([1], num_bytes=1)
     with pytest.raises(UserError, match="is unfinished or no corpus"):
         open_tokens(tmp_path)
+
+
+TOKENIZER = {"tokenizer": "tokenizer.json", "tokenizer_fingerprint": "0" * 64}
+
+
+def with_another_tokenizer(folder):
+    change(folder, **TOKENIZER)
+    (folder / "tokenizer.json").write_text("{}")
 
 
 def cut(folder):
@@ -121,7 +140,8 @@ def cut(folder):
         (lambda folder: change(folder, num_tokens="8"), r"is damaged"),
         (lambda folder: change(folder, num_tokens=9), r"tokens.bin has 8 bytes, but .* 9 bytes"),
         (lambda folder: change(folder, extra=1), r"is damaged \(unknown field 'extra'\)"),
-        (lambda folder: change(folder, tokenizer="tokenizer.json"), r"lacks tokenizer.json"),
+        (lambda folder: change(folder, **TOKENIZER), r"lacks tokenizer.json"),
+        (with_another_tokenizer, r"tokenizer.json is not the tokenizer that made the tokens"),
         (lambda folder: (folder / "header.json").write_text("{"), r"header.json is damaged"),
         (lambda folder: (folder / "header.json").write_text("[]"), r"header.json is damaged"),
         (

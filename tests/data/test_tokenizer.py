@@ -88,6 +88,14 @@ def test_end_of_text_is_the_one_that_the_config_names(folder, tmp_path, named):
             {"tokenizer.json": None, "tokenizer_config.json": '{"eos_token": "<e>"}'},
             r"eos_token '<e>' is not in the vocabulary of .*tokenizer.json",
         ),
+        (
+            {"tokenizer.json": None, "tokenizer_config.json": '{"eos_token": ["a"]}'},
+            r"eos_token \['a'\] is not in the vocabulary",
+        ),
+        (
+            {"tokenizer.json": None, "tokenizer_config.json": "[" * 100_000},
+            r"tokenizer_config.json is not a JSON object",
+        ),
     ],
 )
 def test_bad_tokenizer_is_one_line(folder, tmp_path, files, message):

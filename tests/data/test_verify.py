@@ -274,7 +274,7 @@ def test_a_read_only_corpus():
         folder.chmod(0)
         with as_nobody():
             line = refused(lambda: open_source(str(folder)))
-        assert line is not None and "cannot be looked at: Permission denied" in line
+        assert line is not None and "cannot be accessed: Permission denied" in line
         folder.chmod(0o755)
 
 
