@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hybrid_jax.evaluate import evaluate
     from hybrid_jax.generate import generate
     from hybrid_jax.inspect.report import inspect
+    from hybrid_jax.nonfinite import locate_nonfinite
     from hybrid_jax.parity import check_parity
     from hybrid_jax.pipeline.schedule import schedule
     from hybrid_jax.plan.planner import plan
@@ -39,6 +40,7 @@ __all__ = [
     "force_cpu_devices",
     "generate",
     "inspect",
+    "locate_nonfinite",
     "make_mesh",
     "make_train_step",
     "models",
@@ -62,6 +64,7 @@ _HOMES = {
     "force_cpu_devices": "runtime.cpu",
     "generate": "generate",
     "inspect": "inspect.report",
+    "locate_nonfinite": "nonfinite",
     "make_mesh": "sharding.mesh",
     "make_train_step": "train.step",
     "plan": "plan.planner",

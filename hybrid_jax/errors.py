@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+"""What the system says of a disk that takes no more, however often it is asked."""
+
+DISK_FAILURES = DISK_FULL | {errno.EROFS}
+"""The same of a disk that took data before: a broken one is often mounted anew, read-only."""
 
 
 class UserError(ValueError):
@@ -28,3 +37,24 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def unwritable(problem: str, error: OSError, remedy: str) -> UserError | RunError:
+    """Returns the error of a file or folder that a run needs and cannot write from its start.
+
+    A full or broken disk is a `RunError`; any other reason is a mistake in the choice of the path.
+
+    >>> unwritable("'/sys/x' cannot be made", PermissionError(1, "Not permitted"), "choose another")
+    UserError("'/sys/x' cannot be made: Not permitted; choose another.")
+    """
+    kind = RunError if error.errno in DISK_FULL else UserError
+    return kind(f"{problem}: {error.strerror}; {remedy}.")
+
+
+def notify(line: str) -> None:
+    """Writes a line to stderr at once, from any thread or signal handler, and never raises.
+
+    Stderr may be a file on the very disk that is full.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="replace"))

@@ -159,7 +159,10 @@ def test_bench_prints_a_table_and_writes_json(config, capsys):
             "unknown config field 'optimizer.learning_rat'. "
             "Did you mean 'optimizer.learning_rate'?",
         ),
-        (["train", "{config}", "train.steps=soon"], "train.steps='soon' must be a whole number."),
+        (
+            ["train", "{config}", "train.steps=soon"],
+            "train.steps='soon' must be a whole number, at least 1.",
+        ),
         (
             ["train", "{config}", "model.preset=nanno"],
             "unknown model preset 'nanno': choose one of nano, gpt2-small, gpt2-medium, "

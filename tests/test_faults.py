@@ -1,6 +1,7 @@
 """What `hybrid-jax train` does when it is stopped, is killed, diverges or cannot save."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -83,11 +84,17 @@ def test_a_run_that_diverges_names_its_last_good_checkpoint(tmp_path, config):
         "optimizer.learning_rate=1e30",
         "optimizer.clip_norm=null",
         "train.max_skipped=3",
+        "--locate-nan",
     )
     message = one_line(result, 1)
     assert "3 updates in a row were skipped" in message
     assert "the last good checkpoint is step" in message and str(tmp_path) in message
     assert "Lower the learning rate" in message
+    located = [line for line in result.stdout.splitlines() if "first not finite" in line]
+    assert len(located) >= 3  # the hook that ends the run looks one step later
+    assert re.fullmatch(
+        r"step \d+ was skipped: first not finite: the .* for example .*", located[0]
+    )
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, config):

@@ -16,6 +16,7 @@ HOUSE = [
     (-2, "errors", ["errors"]),
     (-1, "tables", ["tables"]),
     (-1, "figures", ["figures"]),
+    (-1, "entries", ["data.entries"]),
     (0, "config", ["config.*"]),
     (
         0,
@@ -49,6 +50,7 @@ HOUSE = [
     (2, "baseline", ["bench.baseline"]),
     (3, "train", ["train.*"]),
     (4, "parity", ["parity"]),
+    (4, "nonfinite", ["nonfinite"]),
     (4, "data", ["data.*"]),
     (4, "checkpoint", ["checkpoint.*"]),
     (4, "generate", ["generate"]),

@@ -3,6 +3,7 @@
 from hybrid_jax.build.checkpoints import build_checkpointer, start
 from hybrid_jax.build.devices import lay_out, plan_draft
 from hybrid_jax.build.hooks import build_hooks, build_watchdog
+from hybrid_jax.build.lock import lock_folders
 from hybrid_jax.build.log import build_log
 from hybrid_jax.build.run import Run, build, build_data, build_train_step, examine_layout
 
@@ -17,6 +18,7 @@ __all__ = [
     "build_watchdog",
     "examine_layout",
     "lay_out",
+    "lock_folders",
     "plan_draft",
     "start",
 ]

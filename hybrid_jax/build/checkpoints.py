@@ -6,13 +6,13 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from hybrid_jax.build.run import Run
 from hybrid_jax.checkpoint.checkpointer import Checkpointer
+from hybrid_jax.config.paths import local_path
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.train.state import TrainState
@@ -28,11 +28,13 @@ def build_checkpointer(
     """
     if config.checkpoint_folder is None:
         return contextlib.nullcontext()
-    return Checkpointer(
+    checkpointer = Checkpointer(
         config.checkpoint_folder,
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
     )
+    checkpointer.prepare()
+    return checkpointer
 
 
 def start(run: Run, checkpointer: Checkpointer | None) -> tuple[TrainState, list[str]]:
@@ -55,11 +57,11 @@ def start(run: Run, checkpointer: Checkpointer | None) -> tuple[TrainState, list
             )
         return state, [f"going on from step {step} in {config.checkpoint_folder}", *notes]
     if config.checkpoint.init_from is not None:
-        folder = config.checkpoint.init_from
-        if not Path(folder).expanduser().is_dir():
+        folder = local_path("checkpoint.init_from", config.checkpoint.init_from)
+        if not folder.is_dir():
             raise UserError(
-                f"checkpoint.init_from={folder!r} does not exist: give the folder of a run's "
-                "checkpoints."
+                f"checkpoint.init_from={config.checkpoint.init_from!r} does not exist: give the "
+                "folder of a run's checkpoints."
             )
         with Checkpointer(folder) as source:
             params = source.restore_params(run.train)

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import orbax.checkpoint as ocp
 
-from hybrid_jax.checkpoint.arrays import array_entries
+from hybrid_jax.checkpoint.description import describe, is_saved
 from hybrid_jax.checkpoint.folder import StepFolder
-from hybrid_jax.checkpoint.manifest import Damaged, Manifest
-from hybrid_jax.checkpoint.processes import shared
-from hybrid_jax.checkpoint.recovery import read_good_step
-from hybrid_jax.checkpoint.retention import KeepVerified
+from hybrid_jax.checkpoint.manifest import Manifest
+from hybrid_jax.checkpoint.recovery import read_good_step, read_newest_manifest
+from hybrid_jax.checkpoint.retention import Retention
 from hybrid_jax.checkpoint.tree import from_nested, to_nested
-from hybrid_jax.checkpoint.verification import Verification
-from hybrid_jax.errors import RunError, UserError
+from hybrid_jax.checkpoint.writer import Writer
+from hybrid_jax.config.paths import local_path
+from hybrid_jax.errors import UserError
 from hybrid_jax.train.state import DEPTH_ORDER, TrainState
 from hybrid_jax.train.step import TrainStep
 
 PyTree = Any
-
-_CHUNK_BYTES = 2**24  # of an array in a file: what another layout reads too much at its borders
-_FILE_BYTES = 2**30
 
 
 class Checkpointer:
@@ -41,7 +34,11 @@ class Checkpointer:
 
     Saving is asynchronous: `save` returns when the devices' memory has been copied. A background
     thread then reads the step back, compares digests, and notes checksums of the files; only then
-    may older steps be deleted. A process killed at any instant leaves the last good step intact.
+    are older steps deleted. A process killed at any instant leaves the last good step intact.
+
+    Until the first `save` or `prepare` nothing is written, deleted or renamed: the checkpoints of
+    a running run can be read as often as wanted, from a folder that is read-only too. Of all that
+    save, only one at a time may use a folder.
 
     >>> import tempfile, optax, hybrid_jax as hj
     >>> model = hj.models.Decoder(hj.models.preset("nano", num_layers=1))
@@ -55,14 +52,14 @@ class Checkpointer:
     (0, {'eval_loss': 5.5})
 
     Args:
-      path: the folder; made if missing. All processes must see the same one.
-      keep_last: newest steps to keep, at least 1 (and what is not yet verified).
+      path: the folder; made by the first `save`. All processes must see the same one.
+      keep_last: newest steps to keep, at least 1.
       keep_best: steps to keep that are best by `metric`.
       metric: name in the `metrics` given to `save`.
       mode: whether a smaller or a larger value of it is better.
 
     Raises:
-      UserError: the folder cannot be made or written to, or a number is out of range.
+      UserError: `path` is a URL of another machine, or a number is out of range.
     """
 
     def __init__(
@@ -81,22 +78,9 @@ class Checkpointer:
             )
         self._part = (jax.process_index(), jax.process_count())
         sign = 1 if mode == "max" else -1
-        self._folder = folder = StepFolder(path, metric, sign, process=self._part[0])
-        self._saving: int | None = None
-        self._verification: Verification | None = None
-        self._manager = ocp.CheckpointManager(
-            self.path,
-            item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(use_zarr3=True),
-                "manifest": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=KeepVerified(
-                    keep_last, keep_best, folder.is_verified, folder.score
-                ),
-                cleanup_tmp_directories=True,
-            ),
-        )
+        self._folder = StepFolder(local_path("path", path).absolute(), metric, sign)
+        self._retention = Retention(keep_last, keep_best)
+        self._writer: Writer | None = None
 
     @property
     def path(self) -> Path:
@@ -105,7 +89,7 @@ class Checkpointer:
 
     @property
     def steps(self) -> list[int]:
-        """Saved steps, oldest first, those that turn out to be damaged too."""
+        """Saved steps, oldest first, without those that this object has found damaged."""
         return self._folder.steps
 
     @property
@@ -123,17 +107,38 @@ class Checkpointer:
         """The saved step with the best `metric`; None where none has it."""
         return self._folder.best
 
+    @property
+    def failure(self) -> str | None:
+        """What has gone wrong with the save on its way, as far as is known; does not wait."""
+        return None if self._writer is None else self._writer.failure
+
     def manifest(self, step: int | None = None) -> Manifest:
         """Returns what a step, by default the newest, says of itself.
 
         Raises:
           UserError: there is no such step, or its manifest is damaged.
         """
-        step = self._folder.find(step)
-        try:
-            return self._folder.manifest(step)
-        except Damaged as damage:
-            raise UserError(f"checkpoint step {step} in {self.path}: {damage}.") from None
+        return read_newest_manifest(self._folder, step)
+
+    def prepare(self) -> None:
+        """Makes the folder ready for `save`, which does it otherwise.
+
+        A run calls it before it trains, to learn at once whether its folder can be written to. What
+        a killed run left half-written is removed, and steps found damaged are renamed: nobody else
+        may be saving there.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpointer = Checkpointer(f"{folder}/run")
+        ...     missing = not checkpointer.path.exists()
+        ...     checkpointer.prepare()
+        ...     missing, checkpointer.path.exists()
+        (True, True)
+
+        Raises:
+          UserError: the folder cannot be made or written to.
+        """
+        self._prepared()
 
     def save(
         self,
@@ -143,7 +148,7 @@ class Checkpointer:
         metrics: Mapping[str, float] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        """Starts to save `state` as step `state.step`; what is saved already is not saved again.
+        """Starts to save `state` as step `state.step`; the same state is not saved twice.
 
         Waits for the update that makes `state`, and for an earlier save that is still going on.
         `state` may be donated afterwards.
@@ -155,50 +160,27 @@ class Checkpointer:
 
         Raises:
           RunError: this or the last save failed (disk full, say); says which step is still good.
-          UserError: a newer step exists in the folder, or `state` is not one of `train`.
+          UserError: the folder has a newer step, or another state of this one; or `state` does not
+            belong to `train`.
         """
         train.check_state(state)
-        step = int(state.step)
         # First: a step that is still being written would be there for some processes only.
         self.wait()
-        if step in self.steps:
-            return
-        self._check_newest(step)
-        self._saving = step
+        writer = self._prepared()
         state = train.canonical_state(state)
         nested = to_nested(state)
-        manifest = Manifest(
-            step=step,
-            arrays=array_entries(train, state),
-            metrics={name: float(value) for name, value in (metrics or {}).items()},
-            strategy=dataclasses.asdict(train.strategy),
-            config={"model": _model_config(train.model), **(config or {})},
-            written_by={"jax": jax.__version__, "orbax-checkpoint": ocp.__version__},
-        )
-        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), nested)
-        try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(
-                        nested, save_args=chunks, ocdbt_target_data_file_size=_FILE_BYTES
-                    ),
-                    manifest=ocp.args.JsonSave(manifest.to_json()),
-                ),
-            )
-        except Exception as error:
-            raise RunError(f"{self._cannot_save(error)}; {self._last_good()}.") from error
-        self._verification = Verification(
-            self._folder / step, manifest, self._manager.is_saving_in_progress, self._part
-        )
-        self._verification.start()
+        manifest = describe(train, state, metrics or {}, config or {})
+        if is_saved(self._folder, manifest):
+            writer.verify(manifest)
+        else:
+            writer.write(nested, manifest)
 
     def restore(self, train: TrainStep, step: int | None = None) -> TrainState:
         """Returns the state of a step, by default the newest good one, on the layout of `train`.
 
-        Every process reads only what its devices hold. A damaged step is named in a warning, set
-        aside (renamed, not deleted), and the next older one is taken; where `step` is given, a
-        damaged one is an error.
+        Every process reads only what its devices hold. A damaged step is named in a warning, and
+        the next older one is taken; who saves here renames the damaged one. Where `step` is given,
+        a damaged one is an error.
 
         Raises:
           UserError: no step is there, none is good, or it was saved by a model or an optimizer
@@ -229,8 +211,8 @@ class Checkpointer:
         Raises:
           RunError: it failed.
         """
-        if failure := shared(self._finish()):
-            raise RunError(f"{failure}; {self._last_good()}.")
+        if self._writer is not None:
+            self._writer.wait()
 
     def close(self) -> None:
         """Waits, then releases threads and files."""
@@ -248,59 +230,21 @@ class Checkpointer:
             return
         # What went wrong first is told, not what it led to; and maybe on this process alone, so
         # that the others are not waited for.
-        self._finish()
         self._release()
 
     def _restore(self, like: dict[str, Any] | None, step: int | None) -> dict[str, Any]:
-        nested, damaged = read_good_step(self._folder, like, step, self._part)
-        if damaged:
-            self._manager.reload()
+        nested = read_good_step(self._folder, like, step, self._part)
+        if self._writer is not None and step is None:
+            self._writer.set_damaged_aside()
         return nested
 
-    def _finish(self) -> str | None:
-        """Waits for the last save and its verification; returns what failed on this process."""
-        failure = None
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            failure = self._cannot_save(error)
-        verification, self._verification = self._verification, None
-        if verification is not None:
-            verification.join()
-            if failure is None and verification.failure is not None:
-                failure = f"checkpoint step {self._saving} in {self.path} {verification.failure}"
-        return failure
+    def _prepared(self) -> Writer:
+        if self._writer is None:
+            self._writer = Writer(self._folder, self._retention, self._part)
+        self._writer.set_damaged_aside()
+        return self._writer
 
     def _release(self) -> None:
-        with contextlib.suppress(Exception):  # a failed save, of which `wait` has told
-            self._manager.close()
-
-    def _cannot_save(self, error: Exception) -> str:
-        return f"checkpoint step {self._saving} cannot be saved in {self.path}: {_cause(error)}"
-
-    def _last_good(self) -> str:
-        step = self.last_good_step
-        return "there is no earlier one" if step is None else f"the last good one is step {step}"
-
-    def _check_newest(self, step: int) -> None:
-        latest = self.latest_step
-        if latest is not None and latest > step:
-            raise UserError(
-                f"checkpoint step {step} cannot be saved in {self.path}, which has step {latest}: "
-                "go on from that one, or choose another folder."
-            )
-
-
-def _model_config(model: Any) -> dict[str, Any] | None:
-    config = getattr(model, "config", None)
-    return dataclasses.asdict(config) if dataclasses.is_dataclass(config) else None  # pyright: ignore[reportArgumentType]
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split())
-    if code := re.search(r"os_error_code='(\d+)'", text):  # tensorstore: a long tale of one errno
-        return os.strerror(int(code[1]))
-    return f"{type(error).__name__}: {text[:300]}"
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,9 +55,9 @@ def stamp(folder: Path, part: int = 0, parts: int = 1) -> None:
 
 
 def is_verified(folder: Path) -> bool:
-    """Whether every process has verified its share."""
-    stamps = _stamps(folder)
-    return bool(stamps) and len(stamps) == int(stamps[0].stem.rpartition("-")[2])
+    """Whether every process has verified its share, of one run or of another."""
+    found = Counter(path.stem.rpartition("-")[2] for path in _stamps(folder))
+    return any(count == int(parts) for parts, count in found.items())
 
 
 def check_files(folder: Path, part: int = 0, parts: int = 1) -> None:

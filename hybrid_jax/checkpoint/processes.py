@@ -38,9 +38,40 @@ def shared(problem: str | None) -> str | None:
 
     It waits until all processes have called it.
     """
-    if jax.process_count() == 1:
-        return problem
-    others = np.flatnonzero(multihost_utils.process_allgather(np.int32(problem is not None)))
-    if problem is None and others.size:
+    others = _where(problem is not None)
+    if problem is None and others:
         return f"process {others[0]} has found it, and says why"
     return problem
+
+
+def anywhere(condition: bool) -> bool:
+    """Whether a condition holds on any process; waits until all have called it.
+
+    >>> anywhere(False)
+    False
+    """
+    return bool(_where(condition))
+
+
+def from_first(number: int) -> int:
+    """Returns the number, of 32 bits, that the first process calls it with.
+
+    >>> from_first(7)
+    7
+    """
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when all processes have called it with the same words."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _where(condition: bool) -> list[int]:
+    """The processes on which it holds."""
+    if jax.process_count() == 1:
+        return [0] if condition else []
+    return np.flatnonzero(multihost_utils.process_allgather(np.int32(condition))).tolist()

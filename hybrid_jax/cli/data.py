@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 # What reads data is imported when a command runs: help and mistakes come at once.
 
@@ -75,10 +74,12 @@ def tokenizer(
 def show(path: str, documents: int = 3) -> None:
     """Print what is in a folder of token files, and its first documents."""
     from hybrid_jax.data.assemble import few
+    from hybrid_jax.data.entries import expand
+    from hybrid_jax.data.header import read_header
     from hybrid_jax.data.tokenizer import load_tokenizer
-    from hybrid_jax.data.tokens import open_tokens, read_header
+    from hybrid_jax.data.tokens import open_tokens
 
-    source, header = open_tokens(path), read_header(Path(path).expanduser())
+    source, header = open_tokens(path), read_header(expand(path))
     ratio = source.num_bytes / source.num_tokens
     print(
         f"{path}\n"

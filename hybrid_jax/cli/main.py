@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from hybrid_jax.cli import bench, data, inspect, plan, train
-from hybrid_jax.errors import RunError, UserError, nearest
+from hybrid_jax.errors import DISK_FAILURES, RunError, UserError, nearest
 
 if TYPE_CHECKING:
     from hybrid_jax.config.draft import Draft
@@ -51,10 +51,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in DISK_FAILURES:
+            raise
+        print(f"error: {error.filename or 'stdout'}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        _release_output()
     return 0
+
+
+def _release_output() -> None:
+    """Drops what a full disk behind stdout or stderr does not take: Python would end with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _laid_out(draft: Draft) -> RunConfig:
@@ -93,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
             inspect.add_arguments(subparser)
         elif name == "plan":
             plan.add_arguments(subparser)
+        elif name == "train":
+            train.add_arguments(subparser)
     line = "Prepare texts for training: prepare, tokenizer, show."
     data.add_commands(commands.add_parser("data", help=line, description=line))
     return parser

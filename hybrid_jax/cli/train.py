@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import sys
@@ -17,7 +18,17 @@ if TYPE_CHECKING:
     from hybrid_jax.train.state import TrainState
 
 
-def train(config: RunConfig) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `hybrid-jax train`."""
+    parser.add_argument(
+        "--locate-nan",
+        action="store_true",
+        help="run every skipped step again and name the first layer, example and array that is "
+        "not finite; waits for every step",
+    )
+
+
+def train(config: RunConfig, locate_nan: bool = False) -> None:
     """Train a model and report its held-out loss and a sample of its text."""
     import jax
     from rich.console import Console
@@ -28,6 +39,7 @@ def train(config: RunConfig) -> None:
         build_hooks,
         build_log,
         build_watchdog,
+        lock_folders,
         start,
     )
     from hybrid_jax.metrics.progress import ProgressBar
@@ -42,8 +54,9 @@ def train(config: RunConfig) -> None:
     steps = config.train.steps
     with (
         run.batches,
+        lock_folders(config) as locks,  # before anything in them is touched
+        build_watchdog(config) as watchdog,  # what is closed before it may hang
         build_checkpointer(config) as checkpointer,
-        build_watchdog(config) as watchdog,
     ):
         state, notes = start(run, checkpointer)
         for note in notes:
@@ -52,7 +65,8 @@ def train(config: RunConfig) -> None:
         resume_from = None if checkpointer is None else int(state.step)
         terminal = [ProgressBar(steps, console)] if tells else []
         with build_log(run, terminal, resume_from) as log:
-            hooks = build_hooks(run, log, checkpointer, watchdog)
+            report = console.print if locate_nan else None
+            hooks = build_hooks(run, log, checkpointer, watchdog, locks, locate_nan=report)
             grace = config.train.grace_seconds
             trainer = Trainer(run.train, run.batches, steps=steps, hooks=hooks, grace_seconds=grace)
             state = trainer.fit(state)

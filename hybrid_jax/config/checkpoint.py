@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hybrid_jax.config.checks import check_int
+from hybrid_jax.config.fields import Count, LocalFolder, LocalPath, Natural, check_fields
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,15 @@ class CheckpointConfig:
         optimizer, the step and the data begin anew. None: random parameters.
 
     Raises:
-      UserError: a number out of its range.
+      UserError: a number out of its range, or a path that is no folder of this machine.
     """
 
-    every: int | None = None
-    folder: str | None = None
-    keep_last: int = 2
-    keep_best: int = 1
+    every: Count | None = None
+    folder: LocalFolder | None = None
+    keep_last: Count = 2
+    keep_best: Natural = 1
     on_error: bool = True
-    init_from: str | None = None
+    init_from: LocalPath | None = None
 
     def __post_init__(self):
-        if self.every is not None:
-            check_int("checkpoint.every", self.every, at_least=1)
-        check_int("checkpoint.keep_last", self.keep_last, at_least=1)
-        check_int("checkpoint.keep_best", self.keep_best, at_least=0)
+        check_fields("checkpoint", self)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
-from hybrid_jax.config.checks import check_int, check_number, check_weights
-from hybrid_jax.errors import UserError, nearest
+from hybrid_jax.config.checks import INT32_MAX, check_weights, did_you_mean, is_number, shown
+from hybrid_jax.config.fields import Count, Interval, LocalPath, Whole, check_fields
+from hybrid_jax.config.paths import local_text
+from hybrid_jax.errors import UserError
 
 DEFAULT_SOURCE = "kjv"
 
@@ -46,24 +48,26 @@ class DataConfig:
       UserError: a number out of its range, or both `source` and `sources`.
     """
 
-    source: str | None = None
-    sources: tuple[WeightedSource, ...] | None = None
-    global_batch: int = 32
-    seq_len: int = 128
-    seed: int = 0
-    validation_fraction: float = 0.05
+    source: LocalPath | None = None
+    sources: Annotated[tuple[WeightedSource, ...], parse_sources] | None = None
+    global_batch: Count = 32
+    seq_len: Count = 128
+    seed: Annotated[int, Whole(at_most=2**63 - 1)] = 0
+    validation_fraction: Annotated[float, Interval("(0, 1)")] = 0.05
 
     def __post_init__(self):
-        check_int("data.global_batch", self.global_batch, at_least=1)
-        check_int("data.seq_len", self.seq_len, at_least=1)
-        check_int("data.seed", self.seed, at_least=0)
-        check_number("data.validation_fraction", self.validation_fraction, "(0, 1)")
+        check_fields("data", self)
+        if self.global_batch * self.seq_len > INT32_MAX:
+            raise UserError(
+                f"data.global_batch={self.global_batch} x data.seq_len={self.seq_len} must be at "
+                f"most {INT32_MAX} tokens: make one of them smaller."
+            )
         if self.sources is None:
             return
         if self.source is not None:
             raise UserError(
-                f"data.source={self.source!r} and data.sources must not both be given: set one of "
-                "them to null."
+                f"data.source={shown(self.source)} and data.sources must not both be given: set "
+                "one of them to null."
             )
         if not self.sources:
             raise UserError("data.sources=[] must have an entry: add one, or set it to null.")
@@ -81,36 +85,41 @@ class DataConfig:
         return " + ".join(f"{source.weight:g} {source.path}" for source in self.mixture)
 
 
-def parse_sources(value: Any) -> tuple[WeightedSource, ...]:
-    """Returns the entries of `data.sources` as YAML has them: mappings with a path and a weight.
+def parse_sources(name: str, value: Any) -> tuple[WeightedSource, ...]:
+    """Returns the entries of a mixture: mappings with a path and a weight, as YAML has them.
 
     Raises:
       UserError: anything else.
     """
     example = "[{path: kjv, weight: 0.7}, {path: news.txt, weight: 0.3}]"
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise UserError(f"data.sources={value!r} must be a list, such as {example}.")
-    return tuple(_parse_source(f"data.sources[{i}]", entry) for i, entry in enumerate(value))
+        raise UserError(f"{name}={shown(value)} must be a list, such as {example}.")
+    return tuple(_parse_source(f"{name}[{i}]", entry) for i, entry in enumerate(value))
 
 
 def _parse_source(name: str, entry: Any) -> WeightedSource:
     if isinstance(entry, WeightedSource):
-        return entry
+        entry = vars(entry)
     wanted = [field.name for field in fields(WeightedSource)]
     if not isinstance(entry, Mapping):
-        raise UserError(f"{name}={entry!r} must be a mapping, such as {{path: kjv, weight: 0.7}}.")
+        raise UserError(
+            f"{name}={shown(entry)} must be a mapping, such as {{path: kjv, weight: 0.7}}."
+        )
     for key in entry:
         if key not in wanted:
             raise UserError(
-                f"unknown field {key!r} in {name}: an entry has {' and '.join(wanted)}."
-                f"{nearest(str(key), wanted)}"
+                f"unknown field {shown(key)} in {name}: an entry has {' and '.join(wanted)}."
+                f"{did_you_mean(key, wanted)}"
             )
     for key in wanted:
         if key not in entry:
             raise UserError(f"{name} lacks {key!r}: write {{path: kjv, weight: 0.7}}.")
     path, weight = entry["path"], entry["weight"]
     if not isinstance(path, str) or not path:
-        raise UserError(f"{name}.path={path!r} must be text: the path of a source.")
-    if not isinstance(weight, int | float) or isinstance(weight, bool):
-        raise UserError(f"{name}.weight={weight!r} must be a number.")
-    return WeightedSource(path, float(weight))
+        raise UserError(f"{name}.path={shown(path)} must be text: the path of a source.")
+    if not is_number(weight):
+        raise UserError(f"{name}.weight={shown(weight)} must be a number.")
+    try:
+        return WeightedSource(local_text(f"{name}.path", path), float(weight))
+    except OverflowError:
+        raise UserError(f"{name}.weight={shown(weight)} must be at most 1.") from None

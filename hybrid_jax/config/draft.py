@@ -8,9 +8,10 @@ from typing import Any
 
 from hybrid_jax.config.checkpoint import CheckpointConfig
 from hybrid_jax.config.data import DataConfig
+from hybrid_jax.config.fields import check_fields, checked_values
 from hybrid_jax.config.model import DecoderConfig, preset
 from hybrid_jax.config.optimizer import OptimizerConfig
-from hybrid_jax.config.run import RunConfig
+from hybrid_jax.config.run import CpuDevices, RunConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.config.train import TrainConfig
 from hybrid_jax.errors import UserError
@@ -31,9 +32,13 @@ class Draft:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    cpu_devices: int | None = None
+    cpu_devices: CpuDevices | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     auto: bool = False
+
+    def __post_init__(self):
+        check_fields("", self)
+        object.__setattr__(self, "given", checked_values("strategy", Strategy, self.given))
 
     @property
     def precision(self) -> str:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from typing import Any, get_origin, get_type_hints
 
 from hybrid_jax.config.checkpoint import CheckpointConfig
-from hybrid_jax.config.data import DataConfig, WeightedSource, parse_sources
+from hybrid_jax.config.checks import did_you_mean, shown
+from hybrid_jax.config.data import DataConfig
 from hybrid_jax.config.draft import Draft
+from hybrid_jax.config.fields import base_types, checked_value
 from hybrid_jax.config.model import DecoderConfig, Style, preset
 from hybrid_jax.config.optimizer import OptimizerConfig
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.config.train import TrainConfig
-from hybrid_jax.errors import UserError, nearest
+from hybrid_jax.config.yaml_text import LARGEST, parse_yaml
+from hybrid_jax.errors import UserError
 
 _AUTO = "auto"
 _SECTIONS = {
@@ -65,59 +64,89 @@ def load_draft(path: str | Path, overrides: Iterable[str] = ()) -> Draft:
       UserError: no such file, no YAML, an unknown field, or a value of the wrong type; one line
         that names the value, the constraint and the remedy.
     """
-    values = _flatten(_read(Path(path)))
+    values, types = _flatten(_read(Path(path))), field_types()
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
             raise UserError(
-                f"{override!r} is no override: write section.field=value, such as train.steps=100."
+                f"{shown(override)} is no override: write section.field=value, such as "
+                "train.steps=100."
             )
         if name == "strategy" and text == _AUTO:
             values = _without_layout(values)
             name, text = "strategy.auto", "true"
-        values[name] = text
-    return _build(_checked(values))
+        values[name] = _from_text(text, types[name]) if name in types else text
+    for name in values:
+        if name not in types:
+            raise UserError(f"unknown config field {shown(name)}.{_suggest(name, types)}")
+    return _build(values)
 
 
 def _read(path: Path) -> dict[str, Any]:
+    what = f"config file {shown(str(path), 200)}"
     try:
-        content = yaml.safe_load(path.read_text())
+        with path.open("rb") as file:
+            content = file.read(4 * LARGEST + 1)  # a device has no end
     except FileNotFoundError:
         siblings = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
-        hint = nearest(str(path), [str(file) for file in siblings])
-        raise UserError(f"no config file '{path}': give the path of a YAML file.{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read config file '{path}': {error}.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"config file '{path}' is not YAML:{where} {problem}.") from None
-    content = {} if content is None else content
-    if not isinstance(content, dict):
+        hint = did_you_mean(str(path), [str(file) for file in siblings])
+        raise UserError(f"no {what}: give the path of a YAML file.{hint}") from None
+    except (OSError, ValueError) as error:  # a ValueError for a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {what}: {reason}.") from None
+    try:
+        text = content[: 4 * LARGEST].decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise UserError(
-            f"config file '{path}' must be a mapping of sections ({', '.join(_SECTIONS)}, model), "
-            f"not {content!r:.60}."
+            f"cannot read {what}: byte {error.start} is no UTF-8; give a YAML file."
+        ) from None
+    values = parse_yaml(text, what)
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{what} must be a mapping of sections ({', '.join(_SECTIONS)}, model), not "
+            f"{shown(values, 60)}."
         )
-    return content
+    return values
 
 
-def _flatten(content: Mapping[Any, Any]) -> dict[str, Any]:
+def _flatten(content: Mapping[str, Any]) -> dict[str, Any]:
     """{"train": {"steps": 5}} as {"train.steps": 5}."""
-    values = {}
+    values: dict[str, Any] = {}
     for name, section in content.items():
         if name not in (*_SECTIONS, "model"):
-            values[str(name)] = section
+            found = {name: section}
         elif name == "strategy" and section == _AUTO:
-            values["strategy.auto"] = True
+            found = {"strategy.auto": True}
         elif isinstance(section, dict):
-            values |= {f"{name}.{field}": value for field, value in section.items()}
-        elif section is not None:
+            found = {f"{name}.{field}": value for field, value in section.items()}
+        elif section is None:
+            found = {}
+        else:
             raise UserError(
-                f"{name}={section!r} must be a section: a mapping of its fields, such as "
+                f"{name}={shown(section)} must be a section: a mapping of its fields, such as "
                 f"{_example(name)}{', or auto' if name == 'strategy' else ''}."
             )
+        for twice in found.keys() & values.keys():
+            raise UserError(
+                f"{shown(twice)} is given twice, in its section and beside it: remove one of them."
+            )
+        values |= found
     return values
+
+
+def _from_text(text: str, hint: Any) -> Any:
+    """The value of an override: YAML, unless its field takes text, which is taken as it is."""
+    bases = base_types(hint)
+    try:
+        value = parse_yaml(text, "an override")
+    except UserError:
+        return text  # which the field refuses, if it takes no text
+    if value is None:
+        # An empty text is no null: `train.steps=$STEPS` with the variable not set.
+        return None if type(None) in bases and text.strip() == "null" else text
+    as_list = isinstance(value, list) and any(get_origin(base) is tuple for base in bases)
+    return text if str in bases and not as_list else value
 
 
 def _without_layout(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,42 +171,9 @@ def field_types() -> dict[str, Any]:
     return types
 
 
-def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with known names only, each converted to its field's type."""
-    types = field_types()
-    parser = ArgumentParser(exit_on_error=False)
-    for name, hint in types.items():
-        parser.add_argument(f"--{name}", type=hint)
-    checked = {}
-    for name, value in values.items():
-        if name not in types:
-            raise UserError(f"unknown config field {name!r}.{_suggest(name, types)}")
-        if name == "data.sources":
-            checked[name] = _sources(value)
-            continue
-        hint = types[name]
-        try:
-            if value is None and type(None) not in get_args(hint):
-                raise TypeError
-            checked[name] = parser.parse_object({name: value}, defaults=False)[name]
-        except (ArgumentError, TypeError):
-            raise UserError(
-                f"{name}={value!r} must be {_describe(hint)}."
-                f"{nearest(str(value), [c for c in get_args(hint) if isinstance(c, str)])}"
-            ) from None
-    return checked
-
-
-def _sources(value: Any) -> tuple[WeightedSource, ...] | None:
-    """The list of mappings `data.sources`: from a file, or from the YAML text of an override."""
-    if isinstance(value, str):
-        with contextlib.suppress(yaml.YAMLError):  # no list then either, which is told below
-            value = yaml.safe_load(value)
-    return None if value is None else parse_sources(value)
-
-
 def _suggest(name: str, names: Iterable[str]) -> str:
     """What was meant: a field of another section, or the nearest spelling."""
+    name = name[:80]
     section, _, field = name.rpartition(".")
     if name in _SECTIONS or name == "model":
         planned = ", or strategy=auto to have it planned" if name == "strategy" else ""
@@ -186,7 +182,7 @@ def _suggest(name: str, names: Iterable[str]) -> str:
     if field in by_field:
         return f" Did you mean {by_field[field]!r}?"
     siblings = [valid for valid in names if section and valid.startswith(f"{section}.")]
-    hint = nearest(name, siblings) or nearest(name, names)
+    hint = did_you_mean(name, siblings) or did_you_mean(name, names)
     if hint:
         return hint
     if siblings:
@@ -197,22 +193,6 @@ def _suggest(name: str, names: Iterable[str]) -> str:
 
 def _example(section: str) -> str:
     return next(name for name in field_types() if name.startswith(f"{section}."))
-
-
-def _describe(hint: Any) -> str:
-    """A type in words: `float | None` is "a number or null"."""
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if hint in words:
-        return words[hint]
-    if hint is type(None):
-        return "null"
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
-    if hint == tuple[int, int]:
-        return "a list of two whole numbers"
-    if get_origin(hint) is tuple:
-        return "a list of pairs [logical name, mesh axis]"
-    return " or ".join(_describe(choice) for choice in get_args(hint))
 
 
 def _build(values: Mapping[str, Any]) -> Draft:
@@ -226,10 +206,11 @@ def _build(values: Mapping[str, Any]) -> Draft:
 
     model, strategy = section("model"), section("strategy")
     others = {name: cls for name, cls in _SECTIONS.items() if name != "strategy"}
+    auto = checked_value("strategy.auto", strategy.pop("auto", False), bool)
     return Draft(
         model=preset(model.pop("preset", "nano"), **model),
         **{name: cls(**section(name)) for name, cls in others.items()},
         cpu_devices=values.get("cpu_devices"),
-        auto=strategy.pop("auto", False),
+        auto=auto,
         given=strategy,
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from hybrid_jax.errors import UserError, nearest
+from hybrid_jax.config.checks import did_you_mean, matching, shown
+from hybrid_jax.config.fields import Count, Interval, check_fields
+from hybrid_jax.errors import UserError
 
 Style = Literal["gpt2", "llama"]
 
@@ -38,30 +40,27 @@ class DecoderConfig:
       UserError: a size is not positive, or two fields contradict each other.
     """
 
-    vocab_size: int
-    num_layers: int
-    embed_dim: int
-    num_heads: int
-    mlp_dim: int
-    max_length: int
-    num_kv_heads: int = None  # pyright: ignore[reportAssignmentType]
-    head_dim: int = None  # pyright: ignore[reportAssignmentType]
+    vocab_size: Count
+    num_layers: Count
+    embed_dim: Count
+    num_heads: Count
+    mlp_dim: Count
+    max_length: Count
+    num_kv_heads: Count = None  # pyright: ignore[reportAssignmentType]
+    head_dim: Count = None  # pyright: ignore[reportAssignmentType]
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     activation: Literal["gelu", "silu"] = "silu"
     positions: Literal["learned", "rotary"] = "rotary"
     bias: bool = False
     tied: bool = False
-    dropout: float = 0.0
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
+    dropout: Annotated[float, Interval("[0, 1)")] = 0.0
+    norm_eps: Annotated[float, Interval("(0, 1]")] = 1e-5
+    rope_theta: Annotated[float, Interval("[1, inf)")] = 10000.0
 
     def __post_init__(self):
-        self._check_choices()
+        check_fields("model", self)
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
-        for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_heads={self.num_heads} must be a multiple of "
@@ -74,40 +73,19 @@ class DecoderConfig:
                     f"model.num_heads={self.num_heads}: change one of them, or set model.head_dim."
                 )
             object.__setattr__(self, "head_dim", self.embed_dim // self.num_heads)
-        if self.head_dim < 1:
-            raise UserError(f"model.head_dim={self.head_dim} must be at least 1.")
         if self.positions == "rotary" and self.head_dim % 2:
             raise UserError(
                 f"model.head_dim={self.head_dim} is odd, but rotary positions turn pairs: "
                 "make it even, or use positions='learned'."
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout={self.dropout} must lie in [0, 1).")
-
-    def _check_choices(self):
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise UserError(
-                    f"model.{name}={value!r} must be one of {', '.join(choices)}."
-                    f"{nearest(str(value), choices)}"
-                )
+        if num_params(self) > _MOST_PARAMS:
+            raise UserError(
+                f"model: its sizes make {num_params(self):.3g} parameters, but {_MOST_PARAMS:.3g} "
+                "are the most whose bytes can be counted: make a size smaller."
+            )
 
 
-_SIZES = (
-    "vocab_size",
-    "num_layers",
-    "embed_dim",
-    "num_heads",
-    "num_kv_heads",
-    "mlp_dim",
-    "max_length",
-)
-_CHOICES = {
-    "norm": ("layernorm", "rmsnorm"),
-    "activation": ("gelu", "silu"),
-    "positions": ("learned", "rotary"),
-}
+_MOST_PARAMS = 2**59  # of 16 bytes each with Adam, in 64 bits
 
 STYLES: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -170,28 +148,28 @@ def preset(name: str, style: Style | None = None, **overrides: Any) -> DecoderCo
     Raises:
       UserError: an unknown preset, style or field, or fields that contradict each other.
     """
-    if name not in PRESETS:
+    if matching(name, PRESETS) is None:
         raise UserError(
-            f"unknown model preset {name!r}: choose one of {', '.join(PRESETS)}."
-            f"{nearest(name, PRESETS)}"
+            f"unknown model preset {shown(name)}: choose one of {', '.join(PRESETS)}."
+            f"{did_you_mean(name, PRESETS)}"
         )
     sizes = dict(PRESETS[name])
     own_style = sizes.pop("style")
-    style = own_style if style is None else style
-    if style not in STYLES:
+    family = matching(own_style if style is None else style, STYLES)
+    if family is None:
         choices = get_args(Style)
         raise UserError(
-            f"unknown model style {style!r}: choose one of {', '.join(choices)}."
-            f"{nearest(str(style), choices)}"
+            f"unknown model style {shown(style)}: choose one of {', '.join(choices)}."
+            f"{did_you_mean(style, choices)}"
         )
     fields = [field.name for field in dataclasses.fields(DecoderConfig)]
     for field in overrides:
         if field not in fields:
             raise UserError(
                 f"unknown model field {field!r}: the fields are {', '.join(fields)}."
-                f"{nearest(field, fields)}"
+                f"{did_you_mean(field, fields)}"
             )
-    return DecoderConfig(**{**sizes, **STYLES[style], **overrides})
+    return DecoderConfig(**{**sizes, **STYLES[family], **overrides})
 
 
 def num_params(config: DecoderConfig) -> int:

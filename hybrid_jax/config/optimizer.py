@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from hybrid_jax.config.checks import check_choice, check_int, check_number
+from hybrid_jax.config.fields import Interval, Natural, Positive, check_fields
 
-_CHOICES = {
-    "name": ("adamw", "adafactor", "lion", "muon"),
-    "schedule": ("constant", "cosine", "linear", "wsd"),
-}
-_INTERVALS = {
-    "learning_rate": "(0, inf)",
-    "end_fraction": "[0, 1]",
-    "decay_fraction": "(0, 1]",
-    "b1": "[0, 1)",
-    "b2": "[0, 1)",
-    "eps": "(0, inf)",
-    "weight_decay": "[0, inf)",
-}
+Fraction = Annotated[float, Interval("[0, 1]")]
+Decay = Annotated[float, Interval("[0, 1)")]
 
 
 @dataclass(frozen=True)
@@ -47,22 +37,42 @@ class OptimizerConfig:
     """
 
     name: Literal["adamw", "adafactor", "lion", "muon"] = "adamw"
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
-    warmup_steps: int = 0
-    end_fraction: float = 0.1
-    decay_fraction: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float | None = 1.0
+    warmup_steps: Natural = 0
+    end_fraction: Fraction = 0.1
+    decay_fraction: Annotated[float, Interval("(0, 1]")] = 0.1
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, Interval("[0, inf)")] = 0.1
+    clip_norm: Positive | None = 1.0
 
     def __post_init__(self):
-        for name, choices in _CHOICES.items():
-            check_choice(f"optimizer.{name}", getattr(self, name), choices)
-        for name, interval in _INTERVALS.items():
-            check_number(f"optimizer.{name}", getattr(self, name), interval)
-        check_int("optimizer.warmup_steps", self.warmup_steps, at_least=0)
-        if self.clip_norm is not None:
-            check_number("optimizer.clip_norm", self.clip_norm, "(0, inf)")
+        check_fields("optimizer", self)
+
+
+def learning_rate(config: OptimizerConfig, update: int, total_steps: int) -> float:
+    """Returns the learning rate of one update, for the log: no device is asked for it.
+
+    The compiled step has the same from `make_learning_rate`, which says what the schedules are.
+
+    >>> learning_rate(OptimizerConfig(learning_rate=1.0, schedule="linear"), 5, total_steps=10)
+    0.55
+
+    Args:
+      update: from 0.
+      total_steps: length of the run.
+    """
+    peak, end = config.learning_rate, config.learning_rate * config.end_fraction
+    if update < config.warmup_steps:
+        return peak * update / config.warmup_steps
+    after, rest = update - config.warmup_steps, max(total_steps - config.warmup_steps, 1)
+    if config.schedule == "constant":
+        return peak
+    if config.schedule == "wsd":
+        decay = max(round(total_steps * config.decay_fraction), 1)
+        after, rest = max(after - max(rest - decay, 0), 0), decay
+    done = min(after / rest, 1.0)
+    left = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
+    return end + (peak - end) * left

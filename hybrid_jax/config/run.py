@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Annotated
 
 from hybrid_jax.config.checkpoint import CheckpointConfig
-from hybrid_jax.config.checks import check_int, multiples_near
+from hybrid_jax.config.checks import multiples_near, shown
 from hybrid_jax.config.data import DataConfig
+from hybrid_jax.config.fields import Whole, check_fields
 from hybrid_jax.config.model import DecoderConfig, preset
 from hybrid_jax.config.optimizer import OptimizerConfig
+from hybrid_jax.config.paths import is_folder
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.config.train import TrainConfig
 from hybrid_jax.errors import UserError
 
 _NUM_BYTES = 256
+CpuDevices = Annotated[int, Whole(at_least=1, at_most=4096)]
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,10 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    cpu_devices: int | None = None
+    cpu_devices: CpuDevices | None = None
 
     def __post_init__(self):
+        check_fields("", self)
         self._check_devices()
         self._check_layers()
         self._check_heads()
@@ -59,7 +63,6 @@ class RunConfig:
     def _check_devices(self):
         if self.cpu_devices is None:
             return
-        check_int("cpu_devices", self.cpu_devices, at_least=1)
         needed = self.strategy.num_devices
         if self.cpu_devices != needed:
             sizes = self.strategy.axis_sizes.items()
@@ -108,9 +111,15 @@ class RunConfig:
                 f"data.seq_len={self.data.seq_len} must be at most model.max_length={longest}: "
                 "shorten the one or raise the other."
             )
-        sample = len(self.train.sample_prompt.encode()) + self.train.sample_tokens
         if not self.train.sample_tokens:
             return
+        prompt = len(self.train.sample_prompt.encode())
+        if prompt >= longest:
+            raise UserError(
+                f"train.sample_prompt has {prompt} tokens, but must have less than "
+                f"model.max_length={longest}: shorten it."
+            )
+        sample = prompt + self.train.sample_tokens
         if not self.train.sample_prompt:
             raise UserError(
                 "train.sample_prompt='' must not be empty: give the text that the sample begins "
@@ -120,20 +129,16 @@ class RunConfig:
             raise UserError(
                 f"train.sample_tokens={self.train.sample_tokens} and the prompt make {sample} "
                 f"tokens, but model.max_length={longest}: set train.sample_tokens to at most "
-                f"{longest - sample + self.train.sample_tokens}."
+                f"{longest - prompt}."
             )
 
     def _check_vocabulary(self):
         # A folder is a prepared corpus, which says its vocabulary when it is opened.
-        texts = [
-            source.path
-            for source in self.data.mixture
-            if not Path(source.path).expanduser().is_dir()
-        ]
+        texts = [source.path for source in self.data.mixture if not is_folder(source.path)]
         if texts and self.model.vocab_size < _NUM_BYTES:
             raise UserError(
                 f"model.vocab_size={self.model.vocab_size} must be at least {_NUM_BYTES}: "
-                f"{texts[0]!r} is text, read as bytes."
+                f"{shown(texts[0])} is text, read as bytes."
             )
 
     def _check_schedule(self):

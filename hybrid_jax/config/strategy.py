@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
-from hybrid_jax.config.checks import check_choice, check_int, multiples_near
-from hybrid_jax.errors import UserError, nearest
+from hybrid_jax.config.checks import INT32_MAX, did_you_mean, multiples_near, shown
+from hybrid_jax.config.fields import Count, check_fields
+from hybrid_jax.config.yaml_text import parse_yaml
+from hybrid_jax.errors import UserError
 
 MESH_AXES = ("replica", "stage", "data", "context", "expert", "model")
 """Names of the mesh axes, slowest link outermost. Every one exists; its size is 1 by default."""
 
 RulePairs = tuple[tuple[str, str | tuple[str, ...] | None], ...]
-
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "schedule": ("gpipe", "1f1b", "interleaved"),
-    "zero": (0, 1, 3),
-    "remat": ("none", "dots", "layer", "stage"),
-    "precision": ("bf16", "fp16", "f32"),
-}
 
 
 @dataclass(frozen=True)
@@ -60,33 +56,29 @@ class Strategy:
       UserError: a size below 1, an unknown choice, or fields that contradict each other.
     """
 
-    replica: int = 1
-    stage: int = 1
-    data: int = 1
-    context: int = 1
-    expert: int = 1
-    model: int = 1
-    microbatches: int = 1
+    replica: Count = 1
+    stage: Count = 1
+    data: Count = 1
+    context: Count = 1
+    expert: Count = 1
+    model: Count = 1
+    microbatches: Count = 1
     schedule: Literal["gpipe", "1f1b", "interleaved"] = "1f1b"
-    chunks: int = 1
+    chunks: Count = 1
     zero: Literal[0, 1, 3] = 1
     remat: Literal["none", "dots", "layer", "stage"] = "layer"
     precision: Literal["bf16", "fp16", "f32"] = "bf16"
-    rules: str | RulePairs | None = None
+    rules: str | Annotated[RulePairs, rule_pairs] | None = None
     skip_bubbles: bool | None = None
 
     def __post_init__(self):
-        for name in (*MESH_AXES, "microbatches", "chunks"):
-            check_int(f"strategy.{name}", getattr(self, name), at_least=1)
-        for name, choices in _CHOICES.items():
-            check_choice(f"strategy.{name}", getattr(self, name), choices)
-        if self.skip_bubbles not in (None, True, False):
+        check_fields("strategy", self)
+        if self.num_devices > INT32_MAX:
             raise UserError(
-                f"strategy.skip_bubbles={self.skip_bubbles!r} must be true, false or null."
+                f"strategy: the product of its axes is {self.num_devices} devices, but must be at "
+                f"most {INT32_MAX}: make an axis smaller."
             )
         self._check_chunks()
-        if self.rules is not None and not isinstance(self.rules, str):
-            object.__setattr__(self, "rules", _rule_pairs(self.rules))
 
     def _check_chunks(self):
         if self.schedule != "interleaved":
@@ -122,10 +114,7 @@ class Strategy:
     @property
     def num_devices(self) -> int:
         """Product of the mesh axis sizes."""
-        product = 1
-        for size in self.axis_sizes.values():
-            product *= size
-        return product
+        return math.prod(self.axis_sizes.values())
 
     def describe(self) -> str:
         """Returns the fields that differ from the defaults, on one line.
@@ -157,31 +146,36 @@ class Strategy:
         Raises:
           UserError: `text` is no such mapping, or the fields are wrong.
         """
-        fields = yaml.safe_load(text) or {}
+        fields = parse_yaml(text, "a strategy")
+        fields = {} if fields is None else fields
         if not isinstance(fields, dict):
-            raise UserError(f"a strategy must be a mapping of its fields, not {fields!r}.")
+            raise UserError(f"a strategy must be a mapping of its fields, not {shown(fields)}.")
         names = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in names:
                 raise UserError(
-                    f"unknown field 'strategy.{name}': the fields are {', '.join(names)}."
-                    f"{nearest(str(name), names)}"
+                    f"unknown field {shown(f'strategy.{name}')}: the fields are {', '.join(names)}."
+                    f"{did_you_mean(name, names)}"
                 )
         return cls(**fields)
 
 
-def _rule_pairs(rules: Any) -> RulePairs:
-    """`rules` as nested tuples, from the nested lists of YAML too."""
+def rule_pairs(name: str, rules: Any) -> RulePairs:
+    """Returns the rules of a strategy as nested tuples, from the nested lists of YAML too.
+
+    Raises:
+      UserError: they are no pairs, or name an axis that no mesh has.
+    """
     if not isinstance(rules, (list, tuple)):
         raise UserError(
-            f"strategy.rules={rules!r} must be a preset's name, or a list of pairs "
+            f"{name}={shown(rules)} must be a preset's name, or a list of pairs "
             "[logical name, mesh axis]."
         )
     pairs = []
     for rule in rules:
         if not isinstance(rule, (list, tuple)) or len(rule) != 2 or not isinstance(rule[0], str):
             raise UserError(
-                f"strategy.rules has {rule!r}: each rule must be a pair [logical name, mesh axis], "
+                f"{name} has {shown(rule)}: each rule must be a pair [logical name, mesh axis], "
                 "[logical name, [mesh axes]] or [logical name, null]."
             )
         logical, mesh = rule
@@ -189,8 +183,8 @@ def _rule_pairs(rules: Any) -> RulePairs:
         for axis in mesh if isinstance(mesh, tuple) else (mesh,):
             if axis is not None and axis not in MESH_AXES:
                 raise UserError(
-                    f"strategy.rules has {rule!r}: {axis!r} is no mesh axis "
-                    f"({', '.join(MESH_AXES)}).{nearest(str(axis), MESH_AXES)}"
+                    f"{name} has {shown(rule)}: {shown(axis)} is no mesh axis "
+                    f"({', '.join(MESH_AXES)}).{did_you_mean(axis, MESH_AXES)}"
                 )
         pairs.append((logical, mesh))
     return tuple(pairs)

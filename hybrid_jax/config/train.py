@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from hybrid_jax.config.checks import check_int, check_number
+from hybrid_jax.config.checks import shown
+from hybrid_jax.config.fields import (
+    Count,
+    Interval,
+    LocalFolder,
+    Name,
+    Natural,
+    Positive,
+    Seconds,
+    Whole,
+    check_fields,
+    pair_of_whole,
+)
 from hybrid_jax.errors import UserError
 
 
@@ -14,13 +27,15 @@ class TrainConfig:
 
     Attributes:
       steps: updates.
-      seed: of the initial parameters, of dropout and of the sample.
+      seed: of the initial parameters, of dropout and of the sample; `jax.random.key` takes 32 bits.
       max_skipped: updates in a row whose loss or gradients were no numbers, or whose loss was a
         spike, that end the run; None: it goes on whatever comes.
       spike_sigmas: an update whose loss lies more than that many standard deviations above its
         running mean is skipped; None: none is.
       stall_seconds: a process that dispatches no step for so long ends with status 75; it must be
-        more than a step, an evaluation and saving take together. None: it waits for ever.
+        more than a step, an evaluation and saving take together. "auto": ten times the slowest of
+        the first ten steps, at least 10 minutes; an hour before them, between two batches of an
+        evaluation and for saving. None: it waits for ever.
       grace_seconds: time after SIGTERM or Ctrl-C in which the run must have saved and ended, or
         the process ends with status 75; None: any time.
       log_every: updates between two records of the metrics.
@@ -38,47 +53,37 @@ class TrainConfig:
       UserError: a number out of its range, an empty prompt, or a trace without a folder.
     """
 
-    steps: int = 1000
-    seed: int = 0
-    max_skipped: int | None = 5
-    spike_sigmas: float | None = None
-    stall_seconds: float | None = None
-    grace_seconds: float | None = None
-    log_every: int = 10
-    eval_every: int | None = None
-    eval_batches: int | None = None
-    output_dir: str | None = None
-    wandb_project: str | None = None
-    profile_steps: tuple[int, int] | None = None
-    sample_tokens: int = 0
+    steps: Count = 1000
+    seed: Annotated[int, Whole(at_most=2**32 - 1)] = 0
+    max_skipped: Count | None = 5
+    spike_sigmas: Positive | None = None
+    stall_seconds: Seconds | Literal["auto"] | None = "auto"
+    grace_seconds: Seconds | None = None
+    log_every: Count = 10
+    eval_every: Count | None = None
+    eval_batches: Count | None = None
+    output_dir: LocalFolder | None = None
+    wandb_project: Name | None = None
+    profile_steps: Annotated[tuple[int, int], pair_of_whole] | None = None
+    sample_tokens: Natural = 0
     sample_prompt: str = "\n"
-    sample_temperature: float = 0.8
+    sample_temperature: Annotated[float, Interval("[0, inf)")] = 0.8
 
     def __post_init__(self):
-        check_int("train.steps", self.steps, at_least=1)
-        check_int("train.seed", self.seed, at_least=0)
-        check_int("train.log_every", self.log_every, at_least=1)
-        check_int("train.sample_tokens", self.sample_tokens, at_least=0)
-        check_number("train.sample_temperature", self.sample_temperature, "[0, inf)")
-        for name in ("eval_every", "eval_batches", "max_skipped"):
-            if getattr(self, name) is not None:
-                check_int(f"train.{name}", getattr(self, name), at_least=1)
-        for name in ("spike_sigmas", "stall_seconds", "grace_seconds"):
-            if getattr(self, name) is not None:
-                check_number(f"train.{name}", getattr(self, name), "(0, inf)")
+        check_fields("train", self)
+        if 0 < self.sample_temperature < 1e-6:
+            raise UserError(
+                f"train.sample_temperature={self.sample_temperature} must be 0 or at least 1e-6: "
+                "nearer to 0 the logits overflow; 0 takes the most likely token."
+            )
         if self.profile_steps is not None:
             self._check_profile(self.profile_steps)
-        if self.wandb_project == "":
-            raise UserError(
-                "train.wandb_project='' must not be empty: name a project, or set it to null."
-            )
 
     def _check_profile(self, steps: tuple[int, int]) -> None:
-        whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
-        if len(steps) != 2 or not whole or not 1 <= steps[0] <= steps[1] <= self.steps:
+        if not 1 <= steps[0] <= steps[1] <= self.steps:
             raise UserError(
-                f"train.profile_steps={list(steps)} must be [first, last] with 1 <= first <= last "
-                f"<= train.steps={self.steps}: such as [{min(3, self.steps)}, "
+                f"train.profile_steps={shown(list(steps))} must be [first, last] with 1 <= first "
+                f"<= last <= train.steps={self.steps}: such as [{min(3, self.steps)}, "
                 f"{min(5, self.steps)}]."
             )
         if self.output_dir is None:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hybrid_jax.data.bpe import CONFIG_NAME, FILE_NAME, TrainedTokenizer
+from hybrid_jax.data.entries import kind
 from hybrid_jax.data.files import InputFile
+from hybrid_jax.data.header import HEADER, STARTS, TOKENS, Header, read_header
 from hybrid_jax.data.parts import FOLDER, Parts
 from hybrid_jax.data.tokenizer import Tokenizer
-from hybrid_jax.data.tokens import HEADER, STARTS, TOKENS, Header, open_tokens, read_header
+from hybrid_jax.data.tokens import open_tokens
 from hybrid_jax.data.writer import TokenWriter
 from hybrid_jax.errors import UserError
 
@@ -59,15 +61,15 @@ def is_done(output: Path, job: str, overwrite: bool) -> bool:
     Raises:
       UserError: it is something else, not to be overwritten.
     """
-    if (output / HEADER).exists():
+    if kind(output / HEADER) != "nothing":
         try:
-            open_tokens(output)
+            open_tokens(output, verify="once")
             if read_header(output).job == job:
                 return True
             found = f"{output} holds another corpus"
         except UserError:
-            found = f"{output} holds a damaged corpus"
-    elif (output / TOKENS).exists() and not (output / FOLDER).exists():
+            found = f"{output} holds a damaged corpus, or one of another version"
+    elif kind(output / TOKENS) != "nothing" and kind(output / FOLDER) == "nothing":
         found = f"{output / TOKENS} is there, but not of an unfinished run"
     else:
         return False
@@ -77,9 +79,10 @@ def is_done(output: Path, job: str, overwrite: bool) -> bool:
 
 
 def few(names: Sequence[str]) -> str:
-    """Returns the first names, for messages.
+    """Returns the first names, for messages; what cannot be printed in them is escaped.
 
     >>> few(["a", "b", "c", "d"])
     'a, b, c, …'
     """
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    printable = [name.encode("utf-8", "backslashreplace").decode() for name in names[:3]]
+    return ", ".join(printable) + (", …" if len(names) > 3 else "")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.data.entries import expand, kind
+from hybrid_jax.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HuggingFaceTokenizer
@@ -61,7 +62,8 @@ class TrainedTokenizer:
         vocabulary = inner.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=0) + 1
         self.eos = _find_end(path, vocabulary)
-        self.files = tuple(file for file in (path, path.with_name(CONFIG_NAME)) if file.is_file())
+        files = (path, path.with_name(CONFIG_NAME))
+        self.files = tuple(file for file in files if kind(file) == "file")
 
     def encode(self, text: str, /) -> np.ndarray:
         """Returns the tokens of `text`, int32 [T], without special tokens."""
@@ -95,6 +97,7 @@ def train_bpe(
 
     Raises:
       UserError: a vocabulary too small for the bytes, no text, or a tokenizer is there already.
+      RunError: the disk is full.
     """
     tokenizers = _import_tokenizers()
     if vocab_size < NUM_BYTES + 1:
@@ -102,8 +105,8 @@ def train_bpe(
             f"vocab_size={vocab_size}: must be at least {NUM_BYTES + 1}, the bytes and "
             f"{END_OF_TEXT}."
         )
-    file = Path(path).expanduser() / FILE_NAME
-    if file.exists() and not overwrite:
+    file = expand(path) / FILE_NAME
+    if kind(file) != "nothing" and not overwrite:
         raise UserError(f"{file} exists: choose another folder, or overwrite=True (--overwrite).")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -120,8 +123,11 @@ def train_bpe(
     )
     inner.train_from_iterator(texts, trainer)
     temporary = file.with_name(f".{FILE_NAME}.{os.getpid()}")
-    temporary.write_text(inner.to_str(pretty=True), encoding="utf-8")
-    temporary.replace(file)
+    try:
+        temporary.write_text(inner.to_str(pretty=True), encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        raise RunError(f"writing {file} failed: {error.strerror}.") from None
     return TrainedTokenizer(file)
 
 
@@ -138,14 +144,16 @@ def _import_tokenizers():
 def _find_end(path: Path, vocabulary: dict[str, int]) -> int:
     config = path.with_name(CONFIG_NAME)
     named = None
-    if config.is_file():
+    if kind(config) == "file":
         try:
             named = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-        except (ValueError, AttributeError):
+        except OSError as error:
+            raise UserError(f"{config} cannot be read: {error.strerror}.") from None
+        except (ValueError, AttributeError, RecursionError):
             raise UserError(f"{config} is not a JSON object: correct or remove it.") from None
         # Hugging Face writes the token itself or a description of it.
         named = named.get("content") if isinstance(named, dict) else named
-        if named is not None and named not in vocabulary:
+        if named is not None and not (isinstance(named, str) and named in vocabulary):
             raise UserError(f"{config}: eos_token {named!r} is not in the vocabulary of {path}.")
     ends = [named] if named is not None else [end for end in KNOWN_ENDS if end in vocabulary]
     if not ends:

@@ -8,14 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
+from hybrid_jax.data.entries import expand, kind
+from hybrid_jax.data.header import HEADER
 from hybrid_jax.data.source import TokenSource
 from hybrid_jax.data.text import BUNDLED, read_text
 from hybrid_jax.data.tokens import open_tokens
 from hybrid_jax.errors import UserError
 
+BLOCK_TOKENS = 1 << 20
+
 
 def open_source(name: str = BUNDLED) -> TokenSource:
     """Returns a bundled text, a text file or a corpus that `hybrid-jax data prepare` wrote.
+
+    A corpus is read whole and compared with its checksums, unless this user has done so before
+    (`open_tokens(..., verify="once")`).
 
     >>> open_source("kjv").num_tokens
     4153272
@@ -24,11 +31,15 @@ def open_source(name: str = BUNDLED) -> TokenSource:
       name: "kjv", or the path of a file or of a folder with a `header.json`.
 
     Raises:
-      UserError: nothing there, or nothing that can be read.
+      UserError: nothing there, nothing that can be read, or a damaged corpus.
     """
-    if name != BUNDLED and (Path(name).expanduser() / "header.json").is_file():
-        return open_tokens(name)
+    if name != BUNDLED and _is_corpus(expand(name)):
+        return open_tokens(name, verify="once")
     return read_text(name)
+
+
+def _is_corpus(path: Path) -> bool:
+    return kind(path) == "folder" and kind(path / HEADER) != "nothing"
 
 
 def check_sources(sources: Sequence[TokenSource], vocab_size: int) -> None:
@@ -56,17 +67,38 @@ def check_sources(sources: Sequence[TokenSource], vocab_size: int) -> None:
 
 
 def _check_tokens(source: TokenSource) -> None:
-    tokens = source.tokens
-    # Whoever wrote a file counted its vocabulary; small types cannot break the rule.
-    if isinstance(tokens, np.memmap) or np.iinfo(tokens.dtype).max < source.vocab_size:
+    """What `verify_files` does for files, for arrays that anyone may have made."""
+    if source.verified:
         return
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= source.vocab_size:
+    tokens, starts = source.tokens, source.starts
+    for name, array in {"tokens": tokens, "starts": starts}.items():
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+            raise UserError(
+                f"{source.name!r}: {name} are {array.dtype} of shape {array.shape}, but must be "
+                "integers in one dimension."
+            )
+    if (
+        len(starts) < 1
+        or starts[0] != 0
+        or starts[-1] >= len(tokens)
+        or (np.diff(starts) < 1).any()
+    ):
         raise UserError(
-            f"{source.name!r} has token {low if low < 0 else high}, but tokens must be from 0 to "
-            f"{source.vocab_size - 1} (vocab_size={source.vocab_size}): give it the vocab_size of "
-            "the tokenizer that made it."
+            f"{source.name!r}: starts must rise from 0 and stay below its {len(tokens):,} tokens: "
+            "give the index of each document's first token."
         )
+    if np.iinfo(tokens.dtype).max < source.vocab_size and np.iinfo(tokens.dtype).min == 0:
+        return
+    for first in range(0, len(tokens), BLOCK_TOKENS):
+        block = tokens[first : first + BLOCK_TOKENS]
+        wrong = (block < 0) | (block >= source.vocab_size)
+        if wrong.any():
+            i = int(wrong.argmax())
+            raise UserError(
+                f"{source.name!r} has token {block[i]} at index {first + i:,}, but tokens must be "
+                f"from 0 to {source.vocab_size - 1} (vocab_size={source.vocab_size}): give it the "
+                "vocab_size of the tokenizer that made it."
+            )
 
 
 def _identity(tokenizer: str) -> str:

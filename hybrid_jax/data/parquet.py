@@ -76,9 +76,10 @@ def _open(file: InputFile) -> Iterator[Any]:
             f"{file.path}: parquet files need the package pyarrow: pip install "
             "'hybrid-jax[parquet]'."
         ) from None
-    try:
-        with parquet.ParquetFile(file.path, page_checksum_verification=True) as opened:
-            yield opened
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file.path} cannot be read as parquet ({reason}).") from None
+    with file.open() as data:
+        try:
+            with parquet.ParquetFile(data, page_checksum_verification=True) as opened:
+                yield opened
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{file.path} cannot be read as parquet ({reason}).") from None

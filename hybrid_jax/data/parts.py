@@ -6,13 +6,17 @@ import fcntl
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from hybrid_jax.data.contents import read_blocks
 from hybrid_jax.data.files import InputFile
-from hybrid_jax.data.tokens import VERSION, read_header
+from hybrid_jax.data.header import VERSION, read_header
+from hybrid_jax.data.tokens import open_tokens
 from hybrid_jax.errors import UserError
 
 FOLDER = ".parts"
@@ -38,18 +42,65 @@ class Parts:
         """Tells whether a part is there and whole (a crash of the machine may have cut files)."""
         part = self.part(index)
         try:
-            sizes = read_header(part).sizes()
-            return all((part / name).stat().st_size == size for name, size in sizes.items())
-        except (UserError, OSError):
+            if read_header(part).num_documents:
+                open_tokens(part, verify="always")
+        except UserError:
             return False
+        return True
+
+
+def fingerprint_contents(files: Sequence[InputFile], threads: int) -> list[str]:
+    """Returns the SHA-256 of each file as it is on disk, several at a time.
+
+    Raises:
+      UserError: a file that cannot be read, or has changed since it was found.
+    """
+    stopped = threading.Event()  # by Ctrl-C or an error, without waiting for the end of large files
+
+    def fingerprint(file: InputFile) -> str:
+        digest = hashlib.sha256()
+        with file.open(packed=True) as opened:
+            for block in read_blocks(opened):
+                if stopped.is_set():
+                    break
+                digest.update(block)
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            return list(pool.map(fingerprint, files))
+        finally:
+            stopped.set()
+
+
+def check_contents(files: Sequence[InputFile], contents: Sequence[str], found_ns: int) -> None:
+    """Raises a UserError for a file with other contents than when it was found, at `found_ns`.
+
+    A mere touch is no change.
+    """
+    for file, content in zip(files, contents, strict=True):
+        now = file.now()
+        if now == file and file.stamp.is_settled(found_ns):
+            continue
+        if fingerprint_contents([now], threads=1) != [content]:
+            raise UserError(
+                f"{file.path} changed while it was prepared: let its writer finish and run again."
+            )
 
 
 def fingerprint_job(
-    files: Sequence[InputFile], tokenizer_files: Sequence[Path], options: Mapping[str, object]
+    files: Sequence[InputFile],
+    contents: Sequence[str],
+    tokenizer_files: Sequence[Path],
+    options: Mapping[str, object],
 ) -> str:
-    """Returns a hash of all that decides what a job writes; files count by size and time."""
+    """Returns a hash of all that decides what a job writes: names and contents, but no times."""
     tokenizer = [hashlib.sha256(file.read_bytes()).hexdigest() for file in tokenizer_files]
-    job = [VERSION, [asdict(file) for file in files], tokenizer, dict(options)]
+    inputs = [
+        (file.path, file.kind, file.compression, content)
+        for file, content in zip(files, contents, strict=True)
+    ]
+    job = [VERSION, inputs, tokenizer, dict(options)]
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -29,6 +29,7 @@ class TokenSource:
       num_bytes: of the text, for losses in bits per byte.
       tokenizer: "bytes", or the path of the `tokenizer.json` that made the tokens.
       fingerprint: changes with the tokens; a resumed run must find the one it was started with.
+      verified: whether tokens and starts have been read whole and are what they should be.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TokenSource:
     num_bytes: int
     tokenizer: str = "bytes"
     fingerprint: str = ""
+    verified: bool = False
 
     @property
     def num_tokens(self) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from hybrid_jax.data.bpe import FILE_NAME, TrainedTokenizer
 from hybrid_jax.data.bytes import ByteTokenizer
+from hybrid_jax.data.entries import expand, kind
 from hybrid_jax.errors import UserError, nearest
 
 
@@ -55,10 +56,10 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     """
     if str(name) == ByteTokenizer.name:
         return ByteTokenizer()
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = expand(name)
+    if kind(path) == "folder":
         path = path / FILE_NAME
-    if not path.is_file():
+    if kind(path) == "nothing":
         raise UserError(
             f"no tokenizer {str(name)!r}: give the path of a {FILE_NAME} or of its folder, or "
             f"{ByteTokenizer.name!r}.{nearest(str(name), [ByteTokenizer.name])}"

@@ -12,8 +12,16 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hybrid_jax.data.header import (
+    HEADER,
+    MAX_VOCAB,
+    START_DTYPE,
+    STARTS,
+    TOKENS,
+    Header,
+    smallest_dtype,
+)
 from hybrid_jax.data.source import TokenSource
-from hybrid_jax.data.tokens import HEADER, START_DTYPE, STARTS, TOKENS, Header, token_dtype
 from hybrid_jax.errors import UserError
 
 BLOCK_TOKENS = 1 << 20
@@ -37,17 +45,19 @@ class TokenWriter:
       tokenizer: "bytes", or the name of a file in `folder`.
 
     Raises:
-      UserError: the folder holds a corpus already.
+      UserError: the folder holds a corpus already, or a vocabulary that batches cannot hold.
     """
 
     def __init__(self, folder: Path, *, vocab_size: int, tokenizer: str = "bytes") -> None:
         if (folder / HEADER).exists():
             raise UserError(f"{folder} holds a corpus already: write to another folder.")
+        if not 1 <= vocab_size <= MAX_VOCAB:
+            raise UserError(f"vocab_size={vocab_size}: must be from 1 to {MAX_VOCAB}.")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.vocab_size, self.tokenizer = folder, vocab_size, tokenizer
         self.num_tokens = self.num_documents = self.num_bytes = self.num_skipped = 0
-        self._dtype = token_dtype(vocab_size)
-        self._hash = hashlib.sha256()
+        self._dtype = smallest_dtype(vocab_size)
+        self._hash, self._starts_hash = hashlib.sha256(), hashlib.sha256()
         self._tokens = (folder / TOKENS).open("wb")
         self._starts = (folder / STARTS).open("wb")
 
@@ -58,22 +68,29 @@ class TokenWriter:
 
         Args:
           tokens: integers.
-          num_bytes: of its text.
+          num_bytes: of its text, at least 1.
           where: says where the document is from, for messages.
 
         Raises:
-          UserError: no token, or one outside the vocabulary.
+          UserError: no token, no integers, a token outside the vocabulary, or no bytes.
         """
         array = np.asarray(tokens)
         name = where or (lambda: f"document {self.num_documents}")
         if not array.size:
             raise UserError(f"{name()}: no tokens; leave the document out.")
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+            raise UserError(
+                f"{name()}: tokens are {array.dtype} of shape {array.shape}: give integers in one "
+                "dimension."
+            )
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= self.vocab_size:
             raise UserError(
                 f"{name()}: token {low if low < 0 else high} is outside the vocabulary, 0 to "
                 f"{self.vocab_size - 1}: use the tokenizer that belongs to these tokens."
             )
+        if num_bytes < 1:
+            raise UserError(f"{name()}: num_bytes={num_bytes}: must be at least 1.")
         self._write(array, np.zeros(1, START_DTYPE))
         self.num_bytes += num_bytes
 
@@ -85,7 +102,9 @@ class TokenWriter:
 
     def _write(self, tokens: np.ndarray, starts: np.ndarray) -> None:
         for i in range(0, len(starts), BLOCK_TOKENS):
-            self._starts.write((starts[i : i + BLOCK_TOKENS] + self.num_tokens).tobytes())
+            written = (starts[i : i + BLOCK_TOKENS] + self.num_tokens).tobytes()
+            self._starts.write(written)
+            self._starts_hash.update(written)
         for i in range(0, len(tokens), BLOCK_TOKENS):
             block = np.ascontiguousarray(tokens[i : i + BLOCK_TOKENS], self._dtype).data
             self._tokens.write(block)
@@ -107,6 +126,7 @@ class TokenWriter:
             dtype=self._dtype.name,
             tokenizer=self.tokenizer,
             fingerprint=self._hash.hexdigest(),
+            starts_fingerprint=self._starts_hash.hexdigest(),
             sources=sources,
             job=job,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import unwritable
 from hybrid_jax.train.state import TrainState
 
 
@@ -22,21 +22,25 @@ class Profile:
       last: the last one.
       folder: of the trace; made where it is missing.
 
+    Attributes:
+      failure: why the trace could not be written; None while it could.
+
     Raises:
       UserError: the folder cannot be made.
+      RunError: its disk is full or broken.
     """
 
     def __init__(self, first: int, last: int, folder: str | Path) -> None:
         self.first, self.last = first, last
         self.folder = Path(folder)
+        self.failure: str | None = None
         self._tracing = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"the profile's folder '{folder}' cannot be made: {error.strerror}; choose one "
-                "that you may write to."
-            ) from None
+            remedy = "choose one that you may write to"
+            problem = f"the profile's folder '{folder}' cannot be made"
+            raise unwritable(problem, error, remedy) from None
 
     def on_start(self, state: TrainState) -> None:
         """Starts the trace if the next step belongs to it."""
@@ -62,5 +66,9 @@ class Profile:
     def _stop(self, state: TrainState) -> None:
         if self._tracing:
             jax.block_until_ready(state)
-            jax.profiler.stop_trace()
             self._tracing = False
+            try:
+                jax.profiler.stop_trace()
+            except Exception as error:  # whatever the profiler makes of a full disk
+                reason = " ".join(str(error).split())[:300]
+                self.failure = f"the trace in {self.folder} cannot be written: {reason}"

@@ -5,19 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
+from hybrid_jax.metrics.background import Background, Writer
 
-class Writer(Protocol):
-    """Takes the records of a run, in the order of their steps."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes what was measured after update number `step`; not every record has every name."""
-
-    def close(self) -> None:
-        """Releases files and the terminal; no record follows."""
+_CLOSE_SECONDS = 30.0  # for all writers together
 
 
 class Log:
@@ -32,6 +26,7 @@ class Log:
     * `input_wait_share`, where `input_wait` is given: the part of that time that went to waiting
       for input.
 
+    Every writer runs on a thread of its own, see `Background`: none can hold up a step or break it.
     As a context manager it closes its writers, also when the run ends in an error.
 
     Args:
@@ -40,8 +35,8 @@ class Log:
       tokens_per_step: tokens in a global batch.
       flops_per_token: floating-point operations that the model needs for one token.
       peak_flops: FLOP/s of all devices together; None where it is not known.
-      learning_rates: of every update of the run, on the host; None: not recorded. A skipped step
-        makes no update: its record has the rate of the last one made.
+      learning_rate: returns the rate of an update, numbered from 0, without asking a device; None:
+        not recorded. A skipped step makes no update: its record has the rate of the last one made.
       input_wait: returns the seconds waited for input so far; None: not recorded.
 
     Attributes:
@@ -56,21 +51,27 @@ class Log:
         tokens_per_step: int,
         flops_per_token: float = 0.0,
         peak_flops: float | None = None,
-        learning_rates: Sequence[float] | None = None,
+        learning_rate: Callable[[int], float] | None = None,
         input_wait: Callable[[], float] | None = None,
     ) -> None:
-        self.writers = tuple(writers)
+        self._backgrounds = tuple(Background(writer) for writer in writers)
+        self._essential = [one for one in self._backgrounds if one.writer.essential]
         self.every = every
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
-        self.learning_rates = learning_rates
+        self.learning_rate = learning_rate
         self.input_wait = input_wait
         self.latest: dict[str, float] = {}
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._clock: float | None = None  # when the step after `_clock_step` could begin
         self._clock_step = 0
         self._waited = 0.0  # for input, when the clock was read last
+
+    @property
+    def failure(self) -> str | None:
+        """What is wrong with an essential writer, such as a full disk; None while nothing is."""
+        return next((one.failure for one in self._essential if one.failure), None)
 
     def on_step(self, step: int, state: Any, metrics: Mapping[str, jax.Array]) -> None:
         """Writes the last due record and keeps this one, if it is due, for the next call."""
@@ -86,17 +87,19 @@ class Log:
     def on_end(self, state: Any) -> None:
         """Writes the last record."""
         del state
-        self._write_pending()
+        self.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Passes a record to every writer."""
         self.latest.update(values)
-        for writer in self.writers:
-            writer.write(step, values)
+        for background in self._backgrounds:
+            background.write(step, values)
 
     def flush(self) -> None:
-        """Writes the last due record now; waits for its step."""
+        """Writes the last due record now; waits for its step, and for the essential writers."""
         self._write_pending()
+        for background in self._essential:
+            background.flush()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -113,9 +116,9 @@ class Log:
         step, metrics = self._pending
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        if self.learning_rates is not None:
+        if self.learning_rate is not None:
             updates = step - int(values.get("skipped", 0))
-            values["learning_rate"] = float(self.learning_rates[max(updates, 1) - 1])
+            values["learning_rate"] = self.learning_rate(max(updates, 1) - 1)
         self.write(step, values | self._throughput(step))
 
     def _throughput(self, step: int) -> dict[str, float]:
@@ -138,5 +141,8 @@ class Log:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for writer in self.writers:
-            writer.close()
+        for background in self._backgrounds:
+            background.end()
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for background in self._backgrounds:
+            background.join(max(0.0, deadline - time.monotonic()))

@@ -17,6 +17,8 @@ class ProgressBar:
       console: where to show it.
     """
 
+    name, essential = "the terminal", False
+
     def __init__(self, steps: int, console: Console | None = None) -> None:
         self.steps = steps
         self.console = Console() if console is None else console

@@ -25,6 +25,8 @@ class WandbWriter:
       UserError: wandb is not installed, or nobody is logged in.
     """
 
+    name, essential = "Weights & Biases", False
+
     def __init__(
         self,
         project: str,

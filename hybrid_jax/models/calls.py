@@ -116,8 +116,14 @@ def apply_examples(
 
 
 def weighted(losses: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Losses times weights, and the weights, both float32 and shaped like the losses."""
+    """Losses times weights, and the weights, both float32 and shaped like the losses.
+
+    Weights [B] count for all that belongs to an example.
+    """
     weights = batch["weights"] if "weights" in batch else jnp.ones(losses.shape)
+    if weights.ndim == 1 and weights.shape == losses.shape[:1]:
+        columns = weights.reshape(-1, *[1] * (losses.ndim - 1))
+        weights = jnp.broadcast_to(columns, losses.shape)
     if weights.shape != losses.shape:
         raise UserError(
             f"the loss has shape {losses.shape} but batch['weights'] has {weights.shape}: "

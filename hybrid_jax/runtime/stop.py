@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from hybrid_jax.errors import notify
 from hybrid_jax.runtime.watchdog import leave
 
 
@@ -68,7 +68,7 @@ class StopSignal(contextlib.AbstractContextManager):
             signal.signal(signal.SIGINT, self._interrupt)
         name = signal.Signals(number).name
         # Not print: the signal may have come in the middle of one.
-        os.write(2, f"\n{name}: stopping after this step; once more to stop at once.\n".encode())
+        notify(f"\n{name}: stopping after this step; once more to stop at once.")
         self._signalled.set()
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from hybrid_jax.errors import UserError
@@ -42,17 +43,6 @@ def check_state(state: Any, expected: TrainState, *, anywhere: bool = False) -> 
             raise UserError(f"{path_name(path)} of the state {problem}.")
 
 
-def check_params(params: PyTree, shapes: PyTree) -> None:
-    """Raises a UserError unless `params` are arrays of these names and shapes."""
-    if jax.tree.structure(params) != jax.tree.structure(shapes):
-        raise UserError(_structure(params, shapes))
-    for (path, leaf), want in zip(
-        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shapes), strict=True
-    ):
-        if problem := _problem(leaf, want):
-            raise UserError(f"{path_name(path)} of the parameters {problem}.")
-
-
 def _moves(there: str, here: str) -> str:
     to_depth = "canonical_state of the step that it comes from"
     if here == DEPTH_ORDER:
@@ -76,7 +66,7 @@ def _structure(state: TrainState, expected: TrainState) -> str:
 
 def _problem(leaf: Any, want: jax.ShapeDtypeStruct) -> str | None:
     """What is wrong with an array, and what to do."""
-    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
         return (
             "is gone, since a step takes over the memory of the state that it is given: use the "
             "state that it returned"
@@ -91,13 +81,15 @@ def _problem(leaf: Any, want: jax.ShapeDtypeStruct) -> str | None:
 
 def _misplaced(leaf: Any, want: jax.ShapeDtypeStruct) -> str | None:
     """Where an array lies, if that is not where the step reads it."""
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         return None
     there = getattr(leaf, "sharding", None)
-    if there == want.sharding or (
-        there is not None and there.is_equivalent_to(want.sharding, leaf.ndim)
-    ):
-        return None
+    if there is not None:
+        # What was never placed, such as a scalar that a user made, JAX places where it is wanted.
+        if there == want.sharding or not leaf.committed:
+            return None
+        if there.is_equivalent_to(want.sharding, leaf.ndim):
+            return None
     return (
         f"lies on {_place(there)}, but must lie on {_place(want.sharding)}: move the state by "
         "train.from_canonical(other.canonical_state(state)), where other is the step that it "

@@ -27,7 +27,7 @@ from hybrid_jax.train.guard import INITIAL_SCALE, judge
 from hybrid_jax.train.initial import master_params
 from hybrid_jax.train.layers import LayerOrder, layer_dims, order_name
 from hybrid_jax.train.state import DEPTH_ORDER, TrainState, state_shardings
-from hybrid_jax.train.state_check import check_params, check_state
+from hybrid_jax.train.state_check import check_state
 
 PyTree = Any
 Batch = Mapping[str, Any]
@@ -45,6 +45,7 @@ class TrainStep:
       placements: tree of `Placement` of the parameters.
       warnings: what the doctor found wasteful about them.
       shardings: `TrainState` of `NamedSharding`.
+      seed: of dropout.
       check_values: whether the numbers of every batch are checked too.
     """
 
@@ -57,6 +58,7 @@ class TrainStep:
     placements: PyTree
     warnings: tuple[Finding, ...]
     shardings: TrainState
+    seed: int
     check_values: bool
     _init: Callable = field(repr=False)
     _init_from: Callable = field(repr=False)
@@ -116,18 +118,25 @@ class TrainStep:
         return self._evaluate(state.params, self.put(batch))
 
     def gradients(
-        self, params: TrainState | PyTree, batch: Batch
+        self,
+        params: TrainState | PyTree,
+        batch: Batch,
+        *,
+        step: int = 0,
+        loss_scale: float = INITIAL_SCALE,
     ) -> tuple[PyTree, dict[str, jax.Array]]:
         """Returns (gradients, metrics) for canonical parameters; gradients are canonical too.
 
         Args:
           params: canonical ones, as `canonical_params` returns them, or a whole state of this
             step; not `state.params`, which an interleaved schedule keeps in another order.
+          step: updates made before, which decide dropout.
+          loss_scale: of fp16; divided out again.
         """
         if isinstance(params, TrainState):
             params = self.canonical_params(params)
-        check_params(params, self.shapes)
-        return self._gradients(params, self.put(batch))
+        numbers = np.int32(step), np.float32(loss_scale)
+        return self._gradients(master_params(params, self.shapes), self.put(batch), *numbers)
 
     def canonical_params(self, state: TrainState) -> PyTree:
         """Returns {"embed", "blocks" [L, ...], "head"}: the same tree for every layout."""
@@ -200,9 +209,13 @@ class TrainStep:
         return None if entries is None else entries()
 
     @property
+    def num_batch_shards(self) -> int:
+        """Slices of the global batch over the mesh; each is cut into microbatches."""
+        return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+
+    @property
     def _batch_parts(self) -> dict[str, int]:
-        shards = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
-        return {"shards": shards, "microbatches": self.strategy.microbatches}
+        return {"shards": self.num_batch_shards, "microbatches": self.strategy.microbatches}
 
 
 def _put_own_part(array: Any, sharding: NamedSharding) -> jax.Array:
@@ -295,8 +308,8 @@ def make_train_step(
             metrics["loss_scale"] = scale
         return TrainState(state.step + 1, params, opt_state, guard, layers), metrics
 
-    def gradients(params, batch):
-        grads, metrics = train(from_depth(params), batch, step_key(0), jnp.float32(INITIAL_SCALE))
+    def gradients(params, batch, step, loss_scale):
+        grads, metrics = train(from_depth(params), batch, step_key(step), loss_scale)
         return params_order.to_depth(grads), metrics
 
     def to_depth(state):
@@ -321,6 +334,7 @@ def make_train_step(
         placements=placements,
         warnings=warnings,
         shardings=shardings,
+        seed=seed,
         check_values=check_values,
         _init=jax.jit(init, out_shardings=shardings),
         _init_from=jax.jit(

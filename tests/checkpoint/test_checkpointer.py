@@ -116,8 +116,7 @@ def test_the_last_and_the_best_stay(tmp_path, train, state):
     with Checkpointer(tmp_path, keep_last=2, keep_best=1) as checkpointer:
         for step, loss in losses.items():
             save(checkpointer, train, state, step, eval_loss=loss)
-        # Step 6 was not verified when it was decided what to delete.
-        assert checkpointer.steps == [2, 4, 5, 6]
+        assert checkpointer.steps == [2, 5, 6]
         assert (checkpointer.latest_step, checkpointer.best_step) == (6, 2)
     with Checkpointer(tmp_path, mode="max") as checkpointer:
         assert checkpointer.best_step == 6
@@ -172,11 +171,15 @@ def test_a_damaged_step_is_named_and_the_one_before_taken(tmp_path, train, state
         for path in (tmp_path / "2").glob("verified.*"):
             path.unlink()
     with Checkpointer(tmp_path) as checkpointer:
-        with pytest.raises(UserError, match=r"step 2 .* is damaged"):
-            checkpointer.restore(train, step=2)
         with pytest.warns(UserWarning, match=r"step 2 in .* is damaged: .*next older"):
             assert_same(checkpointer.restore(train), state)
         assert checkpointer.steps == [1]
+        with pytest.raises(UserError, match=r"step 2 .* is damaged"):
+            checkpointer.restore(train, step=2)
+        # Whoever only reads leaves it to the run that owns the folder.
+        assert (tmp_path / "2").is_dir()
+        checkpointer.prepare()
+        assert (checkpointer.steps, checkpointer.latest_step) == ([1], 1)
         assert (tmp_path / "2.damaged").is_dir()
         save(checkpointer, train, state, 2)
         assert checkpointer.steps == [1, 2]
@@ -191,17 +194,21 @@ def test_all_damaged(tmp_path, train, state):
             pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(steps \[1\]\)"),
         ):
             checkpointer.restore(train)
-        assert checkpointer.steps == [1]
+        assert checkpointer.steps == []
+        with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
+            checkpointer.restore(train)
+    assert (tmp_path / "1").is_dir()
 
 
 def test_a_half_written_step_is_named(tmp_path, train, state):
     with Checkpointer(tmp_path) as checkpointer:
         save(checkpointer, train, state, 1)
     shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
-    with pytest.warns(UserWarning, match=r"step 2 in .* is half-written"):
-        checkpointer = Checkpointer(tmp_path)
-    assert_same(checkpointer.restore(train), state)
-    checkpointer.close()
+    with Checkpointer(tmp_path) as checkpointer:
+        with pytest.warns(UserWarning, match=r"step 2 in .* is half-written"):
+            checkpointer.prepare()
+        assert_same(checkpointer.restore(train), state)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
 
 
 def test_a_disk_that_writes_wrong_is_noticed(tmp_path, train, state, monkeypatch):
@@ -261,7 +268,7 @@ def test_no_such_step(tmp_path, train, state):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written to"):
-        Checkpointer(tmp_path / "file" / "checkpoints")
+        Checkpointer(tmp_path / "file" / "checkpoints").prepare()
     with pytest.raises(UserError, match=r"keep at least the last"):
         Checkpointer(tmp_path, keep_last=0)
 
@@ -276,12 +283,9 @@ def test_a_failed_save_names_the_last_good_step(tmp_path, train, state, small_fi
     assert "\n" not in message
     with contextlib.suppress(RunError):
         checkpointer.close()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        checkpointer = Checkpointer(tmp_path)
+    checkpointer = Checkpointer(tmp_path)
     assert checkpointer.steps == [1]
     assert_same(checkpointer.restore(train), at_step(state, 1))
-    checkpointer.close()
 
 
 def test_a_manifest_round_trips(tmp_path, train, state):

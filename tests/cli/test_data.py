@@ -180,7 +180,7 @@ def test_help_does_not_import_jax_or_read_config():
         "from hybrid_jax.cli import main\n"
         "try:\n    main(sys.argv[1:])\n"
         "except SystemExit:\n    pass\n"
-        "print({'jax', 'jsonargparse', 'numpy'} & {*sys.modules})\n"
+        "print({'jax', 'numpy', 'yaml'} & {*sys.modules})\n"
     )
     for arguments in (["--help"], ["data", "--help"], ["data", "prepare", "--help"]):
         command = [sys.executable, "-c", code, *arguments]

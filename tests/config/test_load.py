@@ -125,19 +125,19 @@ def test_overrides_are_read_by_the_type_of_their_field(write, override, expected
             "train.steps",
             "'train.steps' is no override: write section.field=value, such as train.steps=100.",
         ),
-        ("train.steps=many", "train.steps='many' must be a whole number."),
-        ("train.steps=2.5", "train.steps='2.5' must be a whole number."),
-        ("train.steps=", "train.steps='' must be a whole number."),
+        ("train.steps=many", "train.steps='many' must be a whole number, at least 1."),
+        ("train.steps=2.5", "train.steps=2.5 must be a whole number, at least 1."),
+        ("train.steps=", "train.steps='' must be a whole number, at least 1."),
         ("train.steps=0", "train.steps=0 must be a whole number, at least 1."),
         ("optimizer.clip_norm=x", "optimizer.clip_norm='x' must be a number or null."),
-        ("optimizer.b1=1", "optimizer.b1=1.0 must lie in [0, 1)."),
+        ("optimizer.b1=1", "optimizer.b1=1 must lie in [0, 1)."),
         ("model.bias=maybe", "model.bias='maybe' must be true or false."),
         (
             "strategy.schedule=1f1d",
             "strategy.schedule='1f1d' must be one of gpipe, 1f1b, interleaved. "
             "Did you mean '1f1b'?",
         ),
-        ("strategy.zero=2", "strategy.zero='2' must be one of 0, 1, 3."),
+        ("strategy.zero=2", "strategy.zero=2 must be one of 0, 1, 3."),
     ],
 )
 def test_a_wrong_override_is_told_in_one_line(write, override, message):
@@ -149,15 +149,15 @@ def test_a_wrong_override_is_told_in_one_line(write, override, message):
     [
         ("train: {stepz: 4}", "unknown config field 'train.stepz'. Did you mean 'train.steps'?"),
         ("train: 3", "train=3 must be a section: a mapping of its fields, such as train.steps."),
-        ("train: {steps: null}", "train.steps=None must be a whole number."),
-        ("strategy: {data: yes}", "strategy.data=True must be a whole number."),
+        ("train: {steps: null}", "train.steps=None must be a whole number, at least 1."),
+        ("strategy: {data: yes}", "strategy.data=True must be a whole number, at least 1."),
         ("data: {source: 5}", "data.source=5 must be text or null."),
         (
             "strategy: {rules: [[embed]]}",
-            "strategy.rules=[['embed']] must be text or a list of pairs [logical name, mesh axis] "
-            "or null.",
+            "strategy.rules has ['embed']: each rule must be a pair [logical name, mesh axis], "
+            "[logical name, [mesh axes]] or [logical name, null].",
         ),
-        ("train: {steps: [1,\n 2]}", "train.steps=[1, 2] must be a whole number."),
+        ("train: {steps: [1,\n 2]}", "train.steps=[1, 2] must be a whole number, at least 1."),
     ],
 )
 def test_a_wrong_field_in_a_file_is_told_in_one_line(write, text, message):

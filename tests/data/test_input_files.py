@@ -1,7 +1,12 @@
 import gzip
 import lzma
+import os
+import socket
+import tempfile
+from pathlib import Path
 
 import pytest
+from damage import as_nobody
 
 from hybrid_jax.data.files import find_files
 from hybrid_jax.errors import UserError
@@ -90,3 +95,144 @@ def test_a_file_that_is_gone(tmp_path):
     (tmp_path / "a.txt").unlink()
     with pytest.raises(UserError, match=r"a.txt cannot be read: No such file"), file.open():
         pass
+
+
+def test_links_to_folders_are_followed(folder):
+    (folder / "linked").symlink_to(folder / "sub")
+    (folder / "sub" / "inner").symlink_to("..", target_is_directory=True)
+    outside = folder / "outside"
+    outside.mkdir()
+    (outside / "only").symlink_to(folder / "elsewhere")
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "z.txt").write_text("x")
+    assert names(folder, "outside") == (["elsewhere/z.txt"], [])
+    assert names(folder, "outside/**/*.txt") == (["elsewhere/z.txt"], [])
+    for given in ("", "sub", "**/*.txt"):
+        with pytest.raises(UserError, match=r"/inner.* leads back to .*: remove the link"):
+            names(folder, given)
+
+
+def test_a_file_reached_twice_is_refused_with_both_ways(folder):
+    (folder / "linked").symlink_to(folder / "sub")
+    with pytest.raises(
+        UserError, match=r"sub/c.jsonl is among the inputs twice \(as .*linked/c.js"
+    ):
+        names(folder, "")
+    (folder / "linked").unlink()
+    (folder / "link.txt").symlink_to("b.txt")
+    with pytest.raises(UserError, match=r"b.txt is among the inputs twice \(as .*b.txt and as .*l"):
+        names(folder, "")
+    (folder / "link.txt").unlink()
+    (folder / "hard.txt").hardlink_to(folder / "b.txt")
+    with pytest.raises(UserError, match=r"hard.txt is among the inputs twice \(as .*b.txt and as"):
+        names(folder, "")
+
+
+def test_deeply_nested_folders(tmp_path):
+    deep = tmp_path
+    before = Path.cwd()
+    try:
+        for _ in range(1500):
+            os.chdir(deep)
+            deep = Path("d")
+            deep.mkdir()
+        Path("a.txt").write_text("x")
+        os.chdir(tmp_path)
+        [file], _ = find_files(["d"])
+        assert file.path.endswith("/d/d/a.txt")
+    finally:
+        os.chdir(before)
+
+
+def make_fifo(path):
+    os.mkfifo(path)
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(path))
+
+
+@pytest.mark.parametrize("given", ["{0}", "{0}/sub", "{0}/sub/x.txt", "{0}/sub/*", "{0}/**/x.txt"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (make_fifo, "x.txt is a named pipe: give a file on disk"),
+        (make_socket, "x.txt is a socket: give a file on disk"),
+        (lambda path: path.symlink_to("/dev/zero"), "x.txt is a device: give a file on disk"),
+        (lambda path: path.symlink_to("none"), "x.txt is a broken link, to 'none': correct"),
+        (lambda path: path.symlink_to("x.txt"), "x.txt' cannot be looked at: Too many levels"),
+    ],
+)
+def test_what_is_no_file_is_named_and_not_opened(make, message, given):
+    # A socket's path must be short.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a.txt").write_text("x")
+        make(folder / "sub" / "x.txt")
+        with pytest.raises(UserError, match=message) as error:
+            find_files([given.format(name)])
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("given", ["{0}", "{0}/**/*.txt", "{0}/*/b.txt"])
+def test_a_folder_that_cannot_be_read(given):
+    with tempfile.TemporaryDirectory() as name:
+        closed = Path(name) / "closed"
+        closed.mkdir()
+        (Path(name) / "a").mkdir()
+        (Path(name) / "a" / "b.txt").write_text("x")
+        Path(name).chmod(0o755)
+        closed.chmod(0)
+        with as_nobody():
+            if given == "{0}/*/b.txt":  # only names are asked for, and this one may not be there
+                assert len(find_files([given.format(name)])[0]) == 1
+            else:
+                with pytest.raises(UserError, match="closed cannot be read: Permission denied; ma"):
+                    find_files([given.format(name)])
+                with pytest.raises(UserError, match=r"closed/a.txt' cannot be looked at: Perm"):
+                    find_files([closed / "a.txt"])
+        closed.chmod(0o755)
+
+
+def test_a_pattern_means_what_the_shell_makes_of_it(folder):
+    (folder / "sub" / "inner").mkdir()
+    (folder / "sub" / "inner" / "z.txt").write_text("x")
+    by_shell = sorted(
+        path.name for path in folder.iterdir() if path.name not in ("README.md", "x.gz", ".hidden")
+    )
+    (folder / "README.md").unlink()
+    (folder / "x.gz").unlink()
+    assert names(folder, "*") == names(folder, *by_shell)
+    assert "sub/inner/z.txt" in names(folder, "*")[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "an input is '': give the path"),
+        ("~nobody-of-this-name/a.txt", "names a home folder that cannot be found"),
+        ("a" * 5000, "a+…a+' cannot be looked at: File name too long"),
+        ("a\0b", "cannot be looked at: embedded null"),
+    ],
+)
+def test_names_that_cannot_be(given, message):
+    with pytest.raises(UserError, match=message) as error:
+        find_files([given])
+    assert len(str(error.value)) < 400
+
+
+def test_a_file_that_has_changed_is_not_read(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    [file], _ = find_files([path])
+    status = path.stat()
+    path.write_text("two")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(UserError, match=r"a.txt has changed since it was found: let"), file.open():
+        pass
+    [file], _ = find_files([path])
+    with pytest.raises(UserError, match=r"a.txt has changed since"), file.open() as opened:
+        assert opened.read() == b"two"
+        path.write_text("three")

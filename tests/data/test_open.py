@@ -64,13 +64,13 @@ def test_sources_that_go_together(tmp_path):
         ),
         (
             [make_source([1], 9), make_source([3, 200, 2], 10, "b")],
-            "'b' has token 200, but tokens must be from 0 to 9 (vocab_size=10): give it the "
-            "vocab_size of the tokenizer that made it.",
+            "'b' has token 200 at index 1, but tokens must be from 0 to 9 (vocab_size=10): give "
+            "it the vocab_size of the tokenizer that made it.",
         ),
         (
             [make_source([3, -1], 10, "c")],
-            "'c' has token -1, but tokens must be from 0 to 9 (vocab_size=10): give it the "
-            "vocab_size of the tokenizer that made it.",
+            "'c' has token -1 at index 1, but tokens must be from 0 to 9 (vocab_size=10): give "
+            "it the vocab_size of the tokenizer that made it.",
         ),
         (
             [make_source([1], 9, "a"), make_source([1], 9, "b", "t.json")],

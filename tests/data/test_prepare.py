@@ -17,9 +17,10 @@ import pytest
 from pyarrow import parquet
 
 from hybrid_jax.data.bpe import train_bpe
+from hybrid_jax.data.header import read_header
 from hybrid_jax.data.prepare import prepare
 from hybrid_jax.data.tokenizer import load_tokenizer
-from hybrid_jax.data.tokens import open_tokens, read_header
+from hybrid_jax.data.tokens import open_tokens
 from hybrid_jax.errors import RunError, UserError
 
 FILES = ("tokens.bin", "starts.bin", "header.json")
@@ -184,21 +185,26 @@ def test_a_tokenizer_in_the_output_folder(tokenizer_folder, tmp_path):
     assert load_tokenizer(source.tokenizer).decode(source.tokens) == "the light"
 
 
-def test_parts_cut_by_a_crash_are_made_again(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 9 + "{")
-    with pytest.raises(UserError):
-        prepare([tmp_path], tmp_path / "out", workers=1, piece_bytes=30)
-    [parts] = [path for path in (tmp_path / "out" / ".parts").iterdir() if path.is_dir()]
-    status = (tmp_path / "a.jsonl").stat()
-    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 9 + " ")  # the job looks the same
-    os.utime(tmp_path / "a.jsonl", ns=(status.st_atime_ns, status.st_mtime_ns))
+def test_parts_damaged_by_a_crash_are_made_again(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 15)
+    output = tmp_path / "out"
+    # It cannot be put in its place, so that all parts stay.
+    (output / ".parts").mkdir(parents=True)
+    (output / "tokens.bin").mkdir()
+    with pytest.raises(RunError, match=r"Is a directory. Finished pieces are kept"):
+        prepare([tmp_path / "a.jsonl"], output, workers=1, piece_bytes=30)
+    (output / "tokens.bin").rmdir()
+    [parts] = [path for path in (output / ".parts").iterdir() if path.is_dir()]
     (parts / "000000" / "tokens.bin").write_bytes(b"")
     (parts / "000001" / "header.json").write_text("")
+    for part, name in [("000002", "tokens.bin"), ("000003", "starts.bin")]:
+        size = (parts / part / name).stat().st_size
+        (parts / part / name).write_bytes(bytes(size))
     said = Said()
     options = {"workers": 1, "piece_bytes": 30, "progress": said}
-    source = prepare([tmp_path], tmp_path / "out", **options)
-    assert said.lines == ["going on: 1 of 4 pieces are finished"]
-    assert source.tokens.tolist() == [ord("x"), 257] * 9
+    source = prepare([tmp_path / "a.jsonl"], output, **options)
+    assert said.lines == ["going on: 1 of 5 pieces are finished"]
+    assert source.tokens.tolist() == [ord("x"), 257] * 15
 
 
 @pytest.mark.parametrize(

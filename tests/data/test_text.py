@@ -1,9 +1,21 @@
+import bz2
+import gzip
 import hashlib
+import io
+import lzma
+import os
+import zipfile
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from damage import write_corpus
+from pyarrow import parquet
 
+from hybrid_jax.data.open import open_source
 from hybrid_jax.data.text import read_text
+from hybrid_jax.data.tokenizer import load_tokenizer
+from hybrid_jax.data.tokens import open_tokens
 from hybrid_jax.errors import UserError
 
 
@@ -93,3 +105,85 @@ def test_bad_file(tmp_path, name, content, message):
 def test_bad_fraction(fraction):
     with pytest.raises(UserError, match=r"validation_fraction=.* must lie in \(0, 1\)"):
         read_text("kjv").split(fraction)
+
+
+def in_zip(data):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.txt", data)
+    return file.getvalue()
+
+
+def in_parquet(data):
+    file = io.BytesIO()
+    parquet.write_table(pa.table({"text": [data.decode()]}), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("packing", "pack"),
+    [
+        ("gzip", gzip.compress),
+        ("xz", lzma.compress),
+        ("bzip2", bz2.compress),
+        ("zip", in_zip),
+        ("parquet", in_parquet),
+        ("zstd", lambda data: b"\x28\xb5\x2f\xfd" + data),
+    ],
+)
+def test_a_packed_text_is_refused(tmp_path, packing, pack):
+    path = tmp_path / "text.txt"
+    path.write_bytes(pack(b"some text\n" * 9))
+    with pytest.raises(UserError, match=rf"is a {packing} file, whose bytes are no text: unpack"):
+        read_text(str(path))
+
+
+def test_a_text_that_begins_like_a_packed_one(tmp_path):
+    path = tmp_path / "text.txt"
+    for text in (b"PK and others", b"BZh is no word", b"PAR 1"):
+        path.write_bytes(text)
+        assert read_text(str(path)).tokens.tobytes() == text
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "starts.bin"])
+def test_a_file_of_a_corpus_is_no_text(tmp_path, name):
+    write_corpus(tmp_path)
+    with pytest.raises(UserError, match=rf"{name}' is a file of a prepared corpus: give its fold"):
+        read_text(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (None, "is a named pipe: give a file on disk"),
+        ("/dev/zero", "is a device: give a file on disk"),
+        ("none", "is a broken link, to 'none'"),
+        ("text.txt", "cannot be looked at: Too many levels of symbolic links"),
+    ],
+)
+def test_what_is_no_file_is_named_and_not_opened(tmp_path, target, message):
+    path = tmp_path / "text.txt"
+    if target is None:
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
+    for opened in (read_text, open_source):
+        with pytest.raises(UserError, match=message) as error:
+            opened(str(path))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "~nobody-of-this-name/a.txt"])
+def test_names_that_cannot_be(name):
+    for opened in (read_text, open_source, open_tokens, load_tokenizer):
+        with pytest.raises(UserError) as error:
+            opened(name)
+        assert len(str(error.value)) < 500
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "text.txt").write_bytes(b"some text")
+    write_corpus(tmp_path / "corpus")
+    assert open_source("~/text.txt").num_tokens == 9
+    assert open_source("~/corpus").num_documents == 5

@@ -7,7 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from hybrid_jax.data.tokens import open_tokens, read_header
+from hybrid_jax.data.header import read_header
+from hybrid_jax.data.tokens import open_tokens
 from hybrid_jax.data.writer import BLOCK_TOKENS, TokenWriter
 from hybrid_jax.errors import UserError
 
@@ -41,9 +42,12 @@ def test_round_trip_in_the_smallest_type(tmp_path, vocab_size, dtype):
     assert (source.vocab_size, source.num_bytes, source.tokenizer) == (vocab_size, 20, "bytes")
     assert (source.num_tokens, source.num_documents) == (10, 4)
     file = (tmp_path / "new" / "tokens.bin").read_bytes()
-    assert source.fingerprint == hashlib.sha256(file).hexdigest()
     assert np.frombuffer(file, dtype).tolist() == source.tokens.tolist()
-    assert read_header(tmp_path / "new").sources == ("a.txt",)
+    header = read_header(tmp_path / "new")
+    assert header.sources == ("a.txt",)
+    assert header.fingerprint == hashlib.sha256(file).hexdigest()
+    starts = (tmp_path / "new" / "starts.bin").read_bytes()
+    assert header.starts_fingerprint == hashlib.sha256(starts).hexdigest()
 
 
 def test_extend_is_the_same_as_appending(tmp_path):
@@ -109,11 +113,14 @@ def cut(folder):
         (lambda folder: (folder / "starts.bin").unlink(), r"starts.bin is missing, but header"),
         (cut, r"tokens.bin has 7 bytes, but header.json beside it counts 8 bytes"),
         (lambda folder: change(folder, num_documents=2), r"starts.bin has 24 bytes"),
-        (lambda folder: change(folder, version=2), r"has version 2, but .* reads version 1"),
-        (lambda folder: change(folder, dtype="uint16"), r"is damaged \(dtype='uint16', vocab_size"),
+        (
+            lambda folder: change(folder, version=1),
+            r"has version 1, but .* reads version 2: prepare",
+        ),
+        (lambda folder: change(folder, dtype="uint16"), r"is damaged \(dtype='uint16' is not"),
         (lambda folder: change(folder, num_tokens="8"), r"is damaged"),
-        (lambda folder: change(folder, num_tokens=0), r"tokens.bin has 8 bytes"),
-        (lambda folder: change(folder, extra=1), r"must have the fields num_tokens, num_documents"),
+        (lambda folder: change(folder, num_tokens=9), r"tokens.bin has 8 bytes, but .* 9 bytes"),
+        (lambda folder: change(folder, extra=1), r"is damaged \(unknown field 'extra'\)"),
         (lambda folder: change(folder, tokenizer="tokenizer.json"), r"lacks tokenizer.json"),
         (lambda folder: (folder / "header.json").write_text("{"), r"header.json is damaged"),
         (lambda folder: (folder / "header.json").write_text("[]"), r"header.json is damaged"),

@@ -37,9 +37,9 @@ class Steps:
 @pytest.fixture(scope="module")
 def train():
     strategy = Strategy(precision="f32")
-    return make_train_step(
-        decoder(), optax.sgd(0.1), strategy, make_mesh(strategy, jax.devices()[:1])
-    )
+    mesh = make_mesh(strategy, jax.devices()[:1])
+    # Bad weights stand here for all that makes a loss bad: the door would refuse them.
+    return make_train_step(decoder(), optax.sgd(0.1), strategy, mesh, check_values=False)
 
 
 def fit(train, bad, steps=8, **options):

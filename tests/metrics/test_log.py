@@ -10,6 +10,8 @@ from hybrid_jax.metrics.log import Log
 
 
 class Collect:
+    name, essential = "the list", True
+
     def __init__(self):
         self.records, self.closed = [], False
 
@@ -32,9 +34,9 @@ def metrics(loss):
 def test_a_record_is_fetched_when_the_next_step_has_been_dispatched():
     log, collect = make_log()
     log.on_step(1, None, metrics(5))
-    assert collect.records == []
+    assert log.latest == {}
     log.on_step(2, None, metrics(4))
-    assert [(step, values["loss"]) for step, values in collect.records] == [(1, 5)]
+    assert log.latest["loss"] == 5
     log.on_end(None)
     assert [(step, values["loss"]) for step, values in collect.records] == [(1, 5), (2, 4)]
 
@@ -95,7 +97,7 @@ def test_a_pause_is_not_training_and_writes_what_is_due_first():
 
 
 def test_learning_rates_are_those_of_the_updates():
-    log, collect = make_log(learning_rates=[0.1, 0.2])
+    log, collect = make_log(learning_rate=[0.1, 0.2].__getitem__)
     log.on_step(1, None, metrics(0))
     log.on_step(2, None, metrics(0))
     log.on_end(None)
@@ -103,7 +105,7 @@ def test_learning_rates_are_those_of_the_updates():
 
 
 def test_learning_rates_count_the_updates_made():
-    log, collect = make_log(learning_rates=[0.1, 0.2, 0.3, 0.4])
+    log, collect = make_log(learning_rate=[0.1, 0.2, 0.3, 0.4].__getitem__)
     for step, skipped in enumerate((1, 1, 2, 2), start=1):
         log.on_step(step, None, {**metrics(0), "skipped": jnp.int32(skipped)})
     log.on_end(None)

@@ -117,5 +117,5 @@ def test_what_is_no_state_is_refused(trains):
             trains[0].step(wrong, plain_batch(8))
     with pytest.raises(UserError, match="lies on the host"):
         trains[0].step(jax.device_get(state), plain_batch(8))
-    with pytest.raises(UserError, match=r"this step has .* the state does not|of the parameters"):
+    with pytest.raises(UserError, match="the parameters lack"):
         trains[0].gradients({"embed": {}}, plain_batch(8))
