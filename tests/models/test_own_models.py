@@ -65,8 +65,8 @@ def test_a_loss_that_cannot_be_averaged_is_refused(case):
 
 
 def test_weights_of_another_shape_than_the_losses_are_refused():
-    with pytest.raises(UserError, match=r"loss has shape \(4, 5\) but batch\['weights'\] has \(4,"):
-        whole(batch={**BATCH, "weights": np.ones(4, np.float32)})
+    with pytest.raises(UserError, match=r"shape \(4, 5\) but batch\['weights'\] has \(4, 2\)"):
+        whole(batch={**BATCH, "weights": np.ones((4, 2), np.float32)})
 
 
 @pytest.mark.parametrize(
