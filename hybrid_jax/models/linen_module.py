@@ -48,7 +48,7 @@ def from_linen(
 
     def in_its_mode(training: bool) -> tuple[linen.Module, dict[str, Any]]:
         values = {k: v for k, v in in_mode(switches, training=training).items() if k in told}
-        attributes = {k: v for k, v in values.items() if k not in parameters}
+        attributes: dict[str, Any] = {k: v for k, v in values.items() if k not in parameters}
         return module.clone(**attributes), {k: v for k, v in values.items() if k in parameters}
 
     modes = {training: in_its_mode(training) for training in (True, False)}

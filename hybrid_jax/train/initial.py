@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.core import meta
+from jax.core import Tracer
 
 from hybrid_jax.errors import UserError, nearest
 from hybrid_jax.sharding.placement import path_name
@@ -93,7 +94,7 @@ def _master(name: str, leaf: Any, want: jax.ShapeDtypeStruct) -> Any:
             f"the parameter {name} is {leaf.dtype}, which float32 does not hold exactly: convert "
             "it by .astype(numpy.float32)."
         )
-    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
         raise UserError(
             f"the parameter {name} is gone, since it was donated: load or make the parameters anew."
         )
