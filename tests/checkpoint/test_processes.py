@@ -82,6 +82,7 @@ def child(folder):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             with Checkpointer(folder / copy) as checkpointer:
+                checkpointer.prepare()  # as the run that owns the folder
                 step = int(checkpointer.restore(train).step)
         told = [str(warning.message) for warning in caught if "damaged" in str(warning.message)]
         (folder / f"{name}.{process}.json").write_text(json.dumps([step, *told]))
