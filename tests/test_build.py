@@ -18,7 +18,15 @@ from hybrid_jax.build import (
 from hybrid_jax.config.load import load_config
 from hybrid_jax.data.open import open_source
 from hybrid_jax.errors import UserError
-from hybrid_jax.hooks import Evaluate, Heartbeat, Profile, Save, StopWhenDiverged
+from hybrid_jax.hooks import (
+    Evaluate,
+    Heartbeat,
+    Patient,
+    Profile,
+    Save,
+    StopOnFailure,
+    StopWhenDiverged,
+)
 from hybrid_jax.metrics.log import Log
 from hybrid_jax.train.state import TrainState
 from hybrid_jax.trainer import EveryN
@@ -90,7 +98,10 @@ def test_bad_data_is_told_before_a_model_is_built():
 
 
 def kinds(hooks) -> list[type]:
-    return [type(hook.hook if isinstance(hook, EveryN) else hook) for hook in hooks]
+    def kind(hook) -> type:
+        return kind(hook.hook) if isinstance(hook, EveryN | Patient) else type(hook)
+
+    return [kind(hook) for hook in hooks]
 
 
 def test_hooks_stand_in_their_order(tmp_path):
@@ -108,7 +119,8 @@ def test_hooks_stand_in_their_order(tmp_path):
     ):
         assert (tmp_path / "heartbeats" / "heartbeat-0.json").exists()
         hooks = build_hooks(run, log, checkpointer, watchdog)
-    assert kinds(hooks) == [Log, Profile, Evaluate, Save, Heartbeat, StopWhenDiverged]
+    expected = [Log, Profile, Evaluate, Save, Heartbeat, StopOnFailure, StopWhenDiverged]
+    assert kinds(hooks) == expected
     assert [hook.n for hook in hooks if isinstance(hook, EveryN)] == [80, 40]
     assert hooks[-1].max_skipped == 5
 
@@ -116,6 +128,7 @@ def test_hooks_stand_in_their_order(tmp_path):
 def test_hooks_that_nobody_wants():
     overrides = [
         "train.max_skipped=null",
+        "train.stall_seconds=null",
         "train.eval_batches=1",
         "train.output_dir=null",
         "checkpoint.every=null",
@@ -127,4 +140,4 @@ def test_hooks_that_nobody_wants():
         build_watchdog(run.config) as watchdog,
     ):
         assert (checkpointer, watchdog) == (None, None)
-        assert kinds(build_hooks(run, log)) == [Log, Evaluate]
+        assert kinds(build_hooks(run, log)) == [Log, Evaluate, StopOnFailure]

@@ -1,6 +1,8 @@
 """What `hybrid-jax train` does when it is stopped, is killed, diverges or cannot save."""
 
+import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
@@ -8,8 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import fill_disk
 import kill
 import pytest
+from processes import finish_processes, start_processes
+
+from hybrid_jax.runtime.lock import FolderLock
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +119,95 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, config):
     result = train(config, *small, "train.steps=8")
     assert result.returncode == 0, result.stderr
     assert "going on from step 4" in result.stdout
+
+
+def test_a_disk_that_only_tensorboard_finds_full_ends_the_run(tmp_path, config):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/null")
+    options = [f"train.output_dir={tmp_path}", "checkpoint.every=null", "train.eval_every=null"]
+    limited = ["bash", "-c", "trap '' XFSZ; ulimit -f 8; exec \"$@\"", "bash"]
+    result = subprocess.run(
+        [*limited, *command(config, *options)], capture_output=True, text=True, timeout=300
+    )
+    message = one_line(result, 1)
+    assert "events.out.tfevents." in message and "written to: File too large" in message
+    assert message.endswith(", and no checkpoint was saved.")
+
+
+def test_a_log_that_cannot_be_written_names_itself_and_the_last_good_checkpoint(tmp_path, config):
+    small = [f"train.output_dir={tmp_path}", "train.steps=4", "checkpoint.every=2"]
+    assert train(config, *small).returncode == 0
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    message = one_line(train(config, *small, "train.steps=400", "checkpoint.every=null"), 1)
+    assert f"{tmp_path}/metrics.jsonl cannot be written to: No space left on device" in message
+    assert f"the last good checkpoint is step 4 in {tmp_path}/checkpoints" in message
+
+
+def wait_for_step(process, folder: Path, step: int):
+    end = time.monotonic() + 120
+    while kill.last_step(folder / "metrics.jsonl") < step:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, f"at step {kill.last_step(folder / 'metrics.jsonl')}"
+        time.sleep(0.01)
+
+
+def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, config):
+    options = [f"train.output_dir={tmp_path}", "train.steps=100000", "train.eval_every=null"]
+    process = subprocess.Popen(command(config, *options), stderr=subprocess.PIPE, text=True)
+    wait_for_step(process, tmp_path, 3)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    message = one_line(train(config, *options), 2)
+    assert f"'{tmp_path}' is in use by process {process.pid} on host " in message
+    # Another folder, but the same checkpoints.
+    other = [f"train.output_dir={tmp_path}/new", f"checkpoint.folder={tmp_path}/checkpoints"]
+    message = one_line(train(config, *options, *other), 2)
+    assert f"'{tmp_path}/checkpoints' is in use by process {process.pid} on host " in message
+    assert process.poll() is None
+    assert (tmp_path / "metrics.jsonl").read_text().startswith(before)
+    process.kill()
+    process.communicate()
+    step = kill.last_step(tmp_path / "metrics.jsonl")
+    result = train(config, *options, f"train.steps={step + 1}")
+    assert result.returncode == 0, result.stderr
+    assert not list(tmp_path.rglob("run.lock"))
+
+
+def test_a_terminal_that_is_paused_holds_up_no_step(tmp_path, config):
+    options = [f"train.output_dir={tmp_path}", "checkpoint.every=null", "train.eval_every=null"]
+    process = subprocess.Popen(
+        command(config, *options, "train.steps=100000"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)  # room for about 60 steps
+    wait_for_step(process, tmp_path, 200)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    steps = [int(line.split()[1].partition("/")[0]) for line in out.splitlines() if "loss" in line]
+    assert steps == list(range(1, steps[-1] + 1)) and steps[-1] >= 200
+
+
+@pytest.mark.slow
+def test_a_disk_filled_by_another_program():
+    result = subprocess.run(
+        [sys.executable, fill_disk.__file__, "--times", "2"],
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    if result.returncode == fill_disk.CANNOT_MOUNT:
+        pytest.skip(result.stdout.strip())
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 full disks: each run ended with status 1 and resumed" in result.stdout
+
+
+@pytest.mark.slow
+def test_several_processes_are_refused_together(tmp_path, config):
+    with FolderLock(tmp_path):
+        arguments = ["-m", "hybrid_jax", "train", str(config), f"train.output_dir={tmp_path}"]
+        first, second = finish_processes(start_processes(arguments, devices=1))
+        assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+    assert f"is in use by process {os.getpid()} on host" in one_line(first, 2)
+    assert "cannot be used: process 0 has found it, and says why" in one_line(second, 2)
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, config):

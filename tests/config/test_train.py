@@ -13,6 +13,10 @@ from hybrid_jax.errors import UserError
         ({"max_skipped": 0}, "train.max_skipped=0 must be a whole number, at least 1."),
         ({"spike_sigmas": 0.0}, "train.spike_sigmas=0.0 must lie in (0, inf)."),
         ({"stall_seconds": -1}, "train.stall_seconds=-1 must lie in (0, 1e9]."),
+        (
+            {"stall_seconds": "never"},
+            "train.stall_seconds='never' must be a number, one of auto or null.",
+        ),
         ({"grace_seconds": float("nan")}, "train.grace_seconds=nan must lie in (0, 1e9]."),
         (
             {"wandb_project": ""},

@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event
@@ -55,6 +57,56 @@ def test_what_a_kill_has_left_of_a_record_is_dropped(tmp_path):
     path.write_bytes(b'{"step": 1}\n{"step": 2, "lo{"step": 3}\n\xff\n{"step": 4}\n{"step": 5}')
     write_steps(path, [6], resume_from=9)
     assert [record["step"] for record in read(path)] == [1, 4, 6]
+
+
+LIMITED = """
+import resource, signal, sys
+from hybrid_jax.metrics.files import JsonlWriter, TensorBoardWriter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+writer = {writer}
+for step in range(1, 1000):
+    try:
+        writer.write(step, {{"loss": 2.5, "grad_norm": 0.25}})
+    except OSError as error:
+        print(step, error.strerror)
+        break
+writer.close()
+"""
+
+
+def fill(writer: str) -> int:
+    """The number of records that a file of at most 1000 bytes has taken whole."""
+    result = subprocess.run(
+        [sys.executable, "-c", LIMITED.format(writer=writer)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    step, reason = result.stdout.split(maxsplit=1)
+    assert reason.strip() == "File too large"
+    return int(step) - 1
+
+
+def test_a_full_disk_raises_and_leaves_whole_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    number = fill(f"JsonlWriter({str(path)!r})")
+    assert [record["step"] for record in read(path)] == list(range(1, number + 1))
+    assert 900 < path.stat().st_size <= 1000
+
+
+def test_a_full_disk_raises_and_leaves_whole_events(tmp_path):
+    number = fill(f"TensorBoardWriter({str(tmp_path)!r})")
+    found = {step for _, step in scalars(tmp_path)}
+    assert found == set(range(1, number + 1))
+
+
+def test_what_is_to_stay_is_not_rewritten(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_steps(path, [1, 2])
+    inode = path.stat().st_ino
+    write_steps(path, [3], resume_from=2)
+    assert path.stat().st_ino == inode
+    assert [record["step"] for record in read(path)] == [1, 2, 3]
 
 
 def events(folder):

@@ -144,13 +144,83 @@ time.sleep(1.8)  # what was armed would go off now
     assert finish(start(code)) == (0, "")
 
 
-def test_a_full_disk_is_told_once_and_does_not_end_the_run(tmp_path, capfd):
+def test_a_folder_that_is_gone_is_told_once_and_does_not_end_the_run(tmp_path, capfd):
     with Watchdog(10, tmp_path / "new") as dog:
         (tmp_path / "new" / "heartbeat-0.json").unlink()
         (tmp_path / "new").rmdir()
         for step in (1, 2):
             dog._write(dog._own._replace(step=step))
+        assert dog.failure is None
     assert capfd.readouterr().err.count("warning: no more heartbeats in ") == 1
+
+
+def test_a_full_disk_is_a_failure(tmp_path, capfd):
+    (tmp_path / "heartbeat-0.new").symlink_to("/dev/full")
+    with Watchdog(10, tmp_path) as dog:
+        assert dog.failure is not None
+        assert dog.failure.endswith("heartbeat-0.json cannot be written: No space left on device")
+    assert capfd.readouterr().err == ""  # whoever looks at the failure says it
+
+
+def test_a_process_that_stalls_ends_where_stderr_takes_nothing():
+    """Its stderr may be on the disk that is full."""
+    code = "import os\nos.dup2(os.open('/dev/full', os.O_WRONLY), 2)\n"
+    status, _ = finish(start(f"{code}dog = Watchdog(0.4)\ndog.beat(7)\ntime.sleep(60)"))
+    assert status == STALLED
+
+
+def test_the_limit_is_ten_times_the_slowest_of_the_first_steps():
+    with Watchdog() as dog:
+        assert dog.limit == 3600
+        dog.beat(1)
+        dog._last -= 90  # as if the step had taken 90 s
+        with dog.patient():  # evaluating, behind that step
+            dog._last -= 5000
+        for step in range(2, 11):
+            assert dog.limit == 3600
+            dog.beat(step)
+        dog._last -= 80
+        dog.beat(11)
+        assert dog.limit == pytest.approx(900, abs=5)
+        dog._last -= 5000
+        dog.beat(12)
+        assert dog.limit == pytest.approx(900, abs=5)
+        with dog.patient():
+            assert dog.limit == 3600
+        assert dog.limit == pytest.approx(900, abs=5)
+
+
+FAST = """
+import hybrid_jax.runtime.watchdog as module
+module._LEAST_SECONDS, module._PATIENT_SECONDS = 3.0, 4.0
+dog = Watchdog()
+for step in range(1, 14):
+    dog.beat(step)
+"""
+
+
+def test_its_own_limit_ends_a_hang():
+    status, stderr = finish(start(f"{FAST}time.sleep(60)"))
+    assert status == STALLED
+    assert "error: no progress for 3 s: process 0" in stderr
+
+
+def test_patience_covers_what_takes_longer_and_ends_with_it():
+    code = f"""{FAST}
+with dog.patient():
+    time.sleep(2)
+    for _ in range(6):
+        dog.live()
+        time.sleep(1)
+print("evaluated", flush=True)
+with dog.patient():
+    time.sleep(60)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", START + code], capture_output=True, text=True, timeout=60
+    )
+    assert (process.returncode, process.stdout) == (STALLED, "evaluated\n")
+    assert "error: no progress for 4 s: process 0" in process.stderr
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
