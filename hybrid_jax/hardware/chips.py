@@ -27,7 +27,8 @@ class Chip:
       torus_dims: of the ICI torus; 0 where a switch joins `domain` devices all to all.
       domain: devices joined by the fast links: of a host, or the most of a slice.
       host: devices of one host.
-      wrap: a torus dim closes to a ring when its size is a multiple of this.
+      wrap: a torus dim closes to a ring when its size is a multiple of this; in three dims only
+        when all are.
       latency: seconds before a collective's first byte arrives, or a kernel starts; assumed too.
       matmul_fraction, hbm_fraction, link_fraction: of the peaks, what large matmuls, streaming and
         collectives reach. Assumed, not measured, but for what `calibrate` sets.
@@ -97,10 +98,10 @@ def _gpu(
 # per chip for all links and both ways (400, 1200 and 800 GB/s over 4, 6 and 4 links), here one link
 # one way; v4's from Jouppi et al. 2023 (arXiv:2304.01433), 50 GB/s. The scaling book (jax-ml.github
 # .io/scaling-book/tpus) counts 10 % less for each; `link_fraction` is taken off here besides. DCN:
-# 50 Gb/s a chip of v5p, 6.4 Tb/s a pod of v5e; v4 and v6e from the scaling book. Rings: dims that
-# are a multiple of 4 (v4, v5p: cubes, joined by optical switches), or of 16 (v5e, v6e). Largest
-# slice: the pod, and for v5p the largest job. Usable HBM: what libtpu 0.0.42 says is available when
-# a program is too large ("exceeds available HBM (95.74G)").
+# 50 Gb/s a chip of v5p, 6.4 Tb/s a pod of v5e; v4 and v6e from the scaling book. Rings: every dim
+# of slices of whole 4x4x4 cubes (v4, v5p: joined by optical switches), or dims of 16 (v5e, v6e).
+# Largest slice: the pod, and for v5p the largest job. Usable HBM: what libtpu 0.0.42 says is
+# available when a program is too large ("exceeds available HBM (95.74G)").
 #
 # GPU, from NVIDIA's data sheets (A100 80GB SXM; H100 SXM, NVL and PCIe; H200 SXM; HGX and DGX
 # B200): dense bf16 (sheets quote twice that, with sparsity), f32 without tensor cores, HBM GB/s,

@@ -16,7 +16,7 @@ from hybrid_jax.config.yaml_text import parse_yaml
 from hybrid_jax.errors import UserError, nearest
 from hybrid_jax.hardware.chips import CHIPS, Chip, chip_of_kind, with_jax_memory
 from hybrid_jax.hardware.links import Link, TorusDim, take_torus
-from hybrid_jax.hardware.topologies import check_torus, torus_of
+from hybrid_jax.hardware.topologies import check_torus, host_bounds, torus_of, wrapped_dims
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,14 @@ class Cluster:
 
     @property
     def hosts(self) -> int:
-        """Machines in all."""
+        """Machines in all; Cloud TPU drives a slice beyond one host by boards of four chips.
+
+        >>> Cluster.of("v5e:2x4").hosts, Cluster.of("v5e:4x4").hosts, Cluster.of("v5p:4").hosts
+        (1, 4, 1)
+        """
+        if self.chip.torus_dims:
+            per_host = math.prod(host_bounds(self.shape, self.chip))
+            return self.slices * (math.prod(self.shape) // per_host)
         return -(-self.num_devices // self.chip.host)
 
     @property
@@ -114,16 +121,14 @@ class Cluster:
             size = getattr(strategy, axis)
             outer[axis] = math.gcd(size, left) if axis in ("replica", "stage", "data") else 1
             left //= outer[axis]
-        dims = [TorusDim(size, self._wraps(size)) for size in self.shape if size > 1]
+        wraps = wrapped_dims(self.shape, self.chip)
+        dims = [TorusDim(*dim) for dim in zip(self.shape, wraps, strict=True) if dim[0] > 1]
         links = {}
         for axis in reversed(MESH_AXES):
             inner = getattr(strategy, axis) // outer[axis]
             speed = take_torus(dims, inner) * self.chip.link_bandwidth
             links[axis] = self._link(inner, outer[axis], speed)
         return links
-
-    def _wraps(self, size: int) -> bool:
-        return size % self.chip.wrap == 0
 
     def _link(self, inner: int, outer: int, bandwidth: float) -> Link:
         fast, slow = {"tpu": ("ICI", "DCN"), "gpu": ("NVLink", "IB")}.get(

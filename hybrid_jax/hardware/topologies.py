@@ -16,6 +16,32 @@ _HOST = {2: (2, 4), 3: (2, 2, 1)}  # the chips of one host
 _BOARD = {2: (2, 2), 3: (2, 2, 1)}  # what slices of several hosts are made of
 
 
+def wrapped_dims(shape: tuple[int, ...], chip: Chip) -> tuple[bool, ...]:
+    """Whether each dim of a slice closes to a ring.
+
+    Optical switches close the dims of whole 4x4x4 cubes, all of them or none; a pod of v5e or v6e
+    is wired as rings of 16, which a slice has along a dim that spans the pod.
+
+    >>> from hybrid_jax.hardware.chips import CHIPS
+    >>> wrapped_dims((4, 4, 8), CHIPS["v5p"]), wrapped_dims((2, 4, 4), CHIPS["v5p"])
+    ((True, True, True), (False, False, False))
+    >>> wrapped_dims((8, 16), CHIPS["v5e"])
+    (False, True)
+    """
+    rings = tuple(size % chip.wrap == 0 for size in shape)
+    return (all(rings),) * len(rings) if chip.torus_dims == 3 else rings
+
+
+def host_bounds(shape: tuple[int, ...], chip: Chip) -> tuple[int, ...]:
+    """The part of a slice that one host drives: all of a small slice, or one board.
+
+    >>> from hybrid_jax.hardware.chips import CHIPS
+    >>> host_bounds((2, 4), CHIPS["v5e"]), host_bounds((4, 4), CHIPS["v5e"])
+    ((2, 4), (2, 2))
+    """
+    return shape if math.prod(shape) <= chip.host else _BOARD[chip.torus_dims]
+
+
 def check_torus(shape: tuple[int, ...], chip: Chip, text: str) -> None:
     """Raises a UserError, with the nearest torus there is, unless a slice has this shape.
 

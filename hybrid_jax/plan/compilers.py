@@ -13,6 +13,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.hardware.chips import CHIPS
 from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.hardware.gpu_targets import GPU_TARGETS
+from hybrid_jax.hardware.topologies import host_bounds, wrapped_dims
 from hybrid_jax.runtime.cpu import cpu_environment
 
 MAX_CPU_DEVICES = 64  # virtual devices that one process starts for a compilation
@@ -67,6 +68,9 @@ def absent_devices(cluster: Cluster) -> list[Any]:
     """Returns devices to make a mesh of and compile for; they need not be there.
 
     The process must have started with `environment(cluster, ...)`.
+
+    Raises:
+      UserError: libtpu refuses the slice.
     """
     import jax
     from jax.experimental import topologies
@@ -82,15 +86,36 @@ def absent_devices(cluster: Cluster) -> list[Any]:
             "topology": f"{cluster.hosts}x1x{per_host}",
         }
         return list(topologies.get_topology_desc(platform="cuda", **options).devices)
-    sizes = "x".join(map(str, cluster.shape))
-    options = {"topology_name": f"{cluster.chip.name}:{sizes}"}
-    if math.prod(cluster.shape) <= cluster.chip.host:
-        options["chips_per_host_bounds"] = (*cluster.shape, 1)[:3]
-    if cluster.chip.name == "v4":
-        options["chip_config_name"] = "megacore"  # one device for both cores, as on Cloud TPU
-    if cluster.slices > 1:
-        options["num_slices"] = cluster.slices
-    return list(topologies.get_topology_desc(platform="tpu", **options).devices)
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", **tpu_topology(cluster))
+    except jax.errors.JaxRuntimeError as error:
+        problem = str(error).partition("\n")[0]
+        raise UserError(
+            f"libtpu {_version('libtpu')} refuses {cluster.describe()!r}: {problem}: compile for a "
+            "slice that Cluster.of(...) accepts."
+        ) from error
+    return list(topology.devices)
+
+
+def tpu_topology(cluster: Cluster) -> dict[str, Any]:
+    """Returns what libtpu must be told to compile for the machine that a slice is.
+
+    By default it assumes that no dim closes to a ring; XLA then compiles a gather over such a dim
+    as an all-reduce of zero-padded arrays, twice the bytes.
+
+    >>> tpu_topology(Cluster.of("v5e:8x16x2"))["wrap"]
+    (False, True, False)
+    """
+    chip, shape = cluster.chip, cluster.shape
+    missing = 3 - len(shape)  # libtpu always wants three numbers
+    return {
+        "topology_name": f"{chip.name}:{'x'.join(map(str, shape))}",
+        # One device for both cores of a chip, as on Cloud TPU; v5e and v6e have one core.
+        "chip_config_name": "megacore" if chip.torus_dims == 3 else "default",
+        "chips_per_host_bounds": (*host_bounds(shape, chip), *(1,) * missing),
+        "num_slices": cluster.slices,
+        "wrap": (*wrapped_dims(shape, chip), *(False,) * missing),
+    }
 
 
 def _check_libtpu() -> None:

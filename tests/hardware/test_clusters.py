@@ -13,6 +13,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.hardware.chips import CHIPS, chip_of_kind, peak_flops
 from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.hardware.links import Link
+from hybrid_jax.hardware.topologies import wrapped_dims
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,32 @@ def test_a_cube_gives_each_axis_a_ring_of_its_own():
     assert tuple(sorted(links)) == tuple(sorted(MESH_AXES))
 
 
+@pytest.mark.parametrize(
+    ("name", "wraps", "hosts"),
+    [
+        ("v5p:4x4x4", (True, True, True), 16),
+        ("v4:4x4x8", (True, True, True), 32),
+        ("v5p:4x4x12x2", (True, True, True), 96),
+        ("v5p:2x4x4", (False, False, False), 8),
+        ("v4:2x2x1", (False, False, False), 1),
+        ("v5p:1x1x1", (False, False, False), 1),
+        ("v5e:16x16", (True, True), 64),
+        ("v6e:8x16", (False, True), 32),
+        ("v5e:8x8", (False, False), 16),
+        ("v6e:2x4", (False, False), 1),
+        ("v5e:1x4x3", (False, False), 3),
+    ],
+)
+def test_which_dims_close_and_how_many_hosts_there_are(name, wraps, hosts):
+    cluster = Cluster.of(name)
+    assert wrapped_dims(cluster.shape, cluster.chip) == wraps
+    assert cluster.hosts == hosts
+
+
 def test_small_tori_do_not_close():
+    cluster = Cluster.of("v5p:2x4x4")  # dims of 4, but no whole cube
+    one_way = cluster.chip.link_bandwidth * cluster.chip.link_fraction
+    assert cluster.links(Strategy(data=8, model=4))["model"].inner_bandwidth == one_way
     cluster = Cluster.of("v5e:4x4")
     one_way = cluster.chip.link_bandwidth * cluster.chip.link_fraction
     assert cluster.links(Strategy(data=4, model=4))["model"].inner_bandwidth == one_way

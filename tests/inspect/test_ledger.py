@@ -7,21 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.experimental import topologies
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+import hybrid_jax as hj
 from hybrid_jax.errors import UserError
+from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.inspect.ledger import ledger
+from hybrid_jax.plan.compilers import absent_devices, environment
 
 AXES = ("stage", "data", "model")
 LOCAL_BYTES = 4 * 16 * 4
 """Every program gets f32[4, 16] on each of eight devices."""
-
-TPU_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-}
 
 
 def make_mesh(devices, sizes=(2, 2, 2)):
@@ -33,21 +29,28 @@ def cpu_mesh():
     return make_mesh(jax.devices())
 
 
-@pytest.fixture(scope="module", params=["cpu", "v5e:2x4"])
-def mesh(request):
-    if request.param == "cpu":
-        yield make_mesh(jax.devices())
-        return
+def absent(name):
+    """Devices of a TPU slice to compile for."""
     pytest.importorskip("libtpu", reason="ahead-of-time compilation for TPU needs the [aot] extra")
+    cluster = Cluster.of(name)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in TPU_ENVIRONMENT.items():
-            patch.setenv(name, value)
-        topology = topologies.get_topology_desc(topology_name=request.param, platform="tpu")
-    # Programs for absent devices cannot be read back from the persistent cache.
+        for variable, value in environment(cluster, {}).items():
+            patch.setenv(variable, value)
+        return absent_devices(cluster)
+
+
+@pytest.fixture(scope="module")
+def uncached():
+    """Programs for absent devices cannot be read back from the persistent cache."""
     cached_above = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
-    yield make_mesh(topology.devices)
+    yield
     jax.config.update("jax_persistent_cache_min_compile_time_secs", cached_above)
+
+
+@pytest.fixture(scope="module", params=["cpu", "v5e:2x4"])
+def mesh(request, uncached):
+    return make_mesh(jax.devices() if request.param == "cpu" else absent(request.param))
 
 
 def compiled_text(function, mesh):
@@ -125,6 +128,16 @@ def test_reduce_scatter(cpu_mesh):
     (row,) = ledger(text, cpu_mesh).rows
     assert (row.kind, row.axes, row.bytes) == ("reduce-scatter", ("model",), LOCAL_BYTES)
     assert row.wire_bytes == LOCAL_BYTES / 2
+
+
+@pytest.mark.parametrize("name", ["v4:4x4x4", "v5p:4x4x4"])
+def test_a_gather_over_a_closed_torus_stays_a_gather(name, uncached):
+    """Without the links that close it, each is an all-reduce of zero-padded arrays; so is one over
+    devices that do not follow the torus."""
+    mesh = hj.make_mesh(hj.Strategy(data=64), absent(name))
+    text = compiled_text(lambda x: lax.all_gather(x, "data", tiled=True)[:4], mesh)
+    (row,) = ledger(text, mesh).rows
+    assert (row.kind, row.axes, row.bytes) == ("all-gather", ("data",), 64 * LOCAL_BYTES)
 
 
 def test_conditional_counts_the_heaviest_branch(mesh):

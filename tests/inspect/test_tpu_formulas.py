@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import optax
 import pytest
-from jax.experimental import topologies
-from test_ledger import TPU_ENVIRONMENT
 
 import hybrid_jax as hj
+from hybrid_jax.hardware.cluster import Cluster
+from hybrid_jax.plan.compilers import absent_devices, environment
 from hybrid_jax.plan.traffic import transfers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -39,10 +39,11 @@ CONFIG = hj.models.preset(
 @pytest.fixture(scope="module")
 def devices():
     pytest.importorskip("libtpu", reason="ahead-of-time compilation for TPU needs the [aot] extra")
+    cluster = Cluster.of("v5e:2x4")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in TPU_ENVIRONMENT.items():
+        for name, value in environment(cluster, {}).items():
             patch.setenv(name, value)
-        yield topologies.get_topology_desc(topology_name="v5e:2x4", platform="tpu").devices
+        yield absent_devices(cluster)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.plan import verify
 from hybrid_jax.plan.compile import Compiled, Job, needed_bytes
-from hybrid_jax.plan.compilers import check_compiler
+from hybrid_jax.plan.compilers import check_compiler, environment
 from hybrid_jax.plan.verify import compile_apart
 from hybrid_jax.train.optimizer import make_optimizer
 
@@ -197,25 +198,72 @@ def test_compiles_for_absent_tpus():
     assert compiled.total > Cluster.of("v5e:2x4").chip.hbm_bytes
 
 
-TORI = "v4:2x2x1 v4:4x4x4 v5p:1 v5p:2 v5p:4 v5p:16 v5p:2x4x4 v5p:4x4x12 v5p:2x4x1 v5e:1 v5e:2 " + (
-    "v5e:4x2 v5e:1x4 v5e:4x16 v5e:256 v6e:8 v6e:16x16 v6e:4x4x2 v5p:4x4x4x3"
-)
+EVERY_TORUS = """
+import itertools
+from hybrid_jax.errors import UserError
+from hybrid_jax.hardware.cluster import Cluster
+from hybrid_jax.plan.compilers import absent_devices
+
+SIZES = {2: (1, 2, 4, 8, 12, 16), 3: (1, 2, 4, 8, 12)}
+tori = 0
+for chip, dims in {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}.items():
+    for shape in itertools.product(SIZES[dims], repeat=dims):
+        try:
+            found = [Cluster.of(f"{chip}:{'x'.join(map(str, (*shape, n)))}") for n in (1, 2)]
+        except UserError:
+            continue
+        for cluster in found if found[0].num_devices <= 256 else ():
+            devices = absent_devices(cluster)
+            name = cluster.describe()
+            assert len({d.id for d in devices}) == cluster.num_devices, name
+            assert len({d.process_index for d in devices}) == cluster.hosts, name
+            assert Cluster.of(devices).describe() == name
+            tori += 1
+print(tori)
+"""
 
 
 @needs_libtpu
 def test_libtpu_knows_every_torus_that_we_do():
-    program = (
-        "import sys\nfrom hybrid_jax.hardware.cluster import Cluster\n"
-        "from hybrid_jax.plan.compilers import absent_devices\n"
-        "for name in sys.argv[1:]:\n    cluster = Cluster.of(name)\n"
-        "    assert len(absent_devices(cluster)) == cluster.num_devices, name\n"
-    )
-    from hybrid_jax.plan.compilers import environment
-
-    variables = environment(Cluster.of("v5p:4x4x4"), os.environ)
-    command = [sys.executable, "-c", program, *TORI.split()]
-    result = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    """And has one device for each chip, on as many hosts and slices as there are."""
+    result = in_child(EVERY_TORUS, "v5p:4x4x4")
     assert result.returncode == 0, result.stderr[-500:]
+    assert int(result.stdout) > 100
+
+
+REFUSED = """
+from hybrid_jax.errors import UserError
+from hybrid_jax.hardware.chips import CHIPS
+from hybrid_jax.hardware.cluster import Cluster
+from hybrid_jax.plan.compilers import absent_devices
+
+for shape in ((3, 2, 1), (4, 4), (4, 4, 4, 4)):
+    try:
+        absent_devices(Cluster(CHIPS["v5p"], shape))
+    except UserError as error:
+        print(error)
+"""
+
+
+@needs_libtpu
+def test_what_libtpu_refuses_is_told_on_one_line():
+    result = in_child(REFUSED, "v5p:4x4x4")
+    assert result.returncode == 0, result.stderr[-500:]
+    lines = result.stdout.splitlines()
+    assert len(lines) == 3
+    pattern = r"libtpu 0\.0\.\S+ refuses 'v5p:\d(x\d)+': INVALID_ARGUMENT: .*Cluster\.of"
+    assert all(re.match(pattern, line) for line in lines), lines
+
+
+def in_child(program: str, devices: str) -> subprocess.CompletedProcess[str]:
+    """Runs `program` where absent `devices` can be compiled for."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(Cluster.of(devices), os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @needs_cuda
