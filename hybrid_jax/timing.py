@@ -5,12 +5,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 PyTree = Any
+
+
+class StepTime(NamedTuple):
+    """What one step took, and the loss before its update.
+
+    Attributes:
+      wall_seconds: until all its results were there.
+      cpu_seconds: of the whole process: all threads, so all virtual devices.
+      loss: mean over the batch.
+    """
+
+    wall_seconds: float
+    cpu_seconds: float
+    loss: float
+
+
+class Timed(Protocol):
+    """What `measure` times: a train step, in this process or in another one."""
+
+    def timed_step(self) -> StepTime:
+        """Makes one update, waits for all of it and returns what it took."""
+        ...
 
 
 @dataclass
@@ -36,6 +58,13 @@ class Program:
         jax.block_until_ready((self.state, metrics))
         return metrics
 
+    def timed_step(self) -> StepTime:
+        """Makes one update, waits for all of it and returns what it took."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        metrics = self.step()
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        return StepTime(wall, cpu, float(metrics["loss"]))
+
 
 def compile_program(lower: Callable[[], Any], state: PyTree, batch: PyTree) -> Program:
     """Returns the program that `lower()` lowers, compiled."""
@@ -50,7 +79,7 @@ class Times:
 
     Attributes:
       wall_seconds: [rounds, programs].
-      cpu_seconds: [rounds, programs], of the whole process: all threads, so all virtual devices.
+      cpu_seconds: [rounds, programs], of the program's whole process, so all virtual devices.
       losses: [programs], of the first update.
     """
 
@@ -67,7 +96,7 @@ class Times:
         )
 
 
-def measure(programs: Sequence[Program], rounds: int) -> Times:
+def measure(programs: Sequence[Timed], rounds: int) -> Times:
     """Times the programs round robin: in every round, one step of each in turn.
 
     Speed drifts on a shared machine (other processes, clocks, heat) over seconds and minutes.
@@ -75,12 +104,9 @@ def measure(programs: Sequence[Program], rounds: int) -> Times:
     round see nearly the same one, and ratios within a round, by their median, are free of the
     drift. A first round, which is not timed, warms caches and gives the losses.
     """
-    losses = tuple(float(program.step()["loss"]) for program in programs)
+    losses = tuple(program.timed_step().loss for program in programs)
     wall, cpu = np.zeros((2, rounds, len(programs)))
     for row in range(rounds):
         for column, program in enumerate(programs):
-            wall_start, cpu_start = time.perf_counter(), time.process_time()
-            program.step()
-            cpu[row, column] = time.process_time() - cpu_start
-            wall[row, column] = time.perf_counter() - wall_start
+            wall[row, column], cpu[row, column], _ = program.timed_step()
     return Times(wall, cpu, losses)

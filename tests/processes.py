@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from hybrid_jax.runtime.cpu import cpu_environment
@@ -12,8 +13,16 @@ from hybrid_jax.runtime.cpu import cpu_environment
 ROOT = Path(__file__).parents[1]
 
 
-def start_processes(arguments: list[str], num_processes: int = 2, devices: int = 4) -> list:
-    """Starts `python ARGUMENTS` so often, each with so many virtual devices and JAX_* variables."""
+def start_processes(
+    arguments: list[str],
+    num_processes: int = 2,
+    devices: int = 4,
+    variables: Mapping[str, str] | None = None,
+) -> list:
+    """Starts `python ARGUMENTS` so often, each with so many virtual devices and JAX_* variables.
+
+    `variables` of the environment go before all of them.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -25,6 +34,7 @@ def start_processes(arguments: list[str], num_processes: int = 2, devices: int =
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(num_processes),
+        **(variables or {}),
     }
     return [
         subprocess.Popen(

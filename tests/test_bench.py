@@ -2,6 +2,13 @@
 
 import ast
 import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -13,11 +20,13 @@ from tiny import decoder, plain_batch, ragged_batch
 from hybrid_jax.bench import baseline
 from hybrid_jax.bench.baseline import make_plain_step
 from hybrid_jax.bench.compare import bench, bench_from_config
+from hybrid_jax.bench.plain_process import PlainProcess
+from hybrid_jax.bench.plain_program import plain_program
 from hybrid_jax.bench.report import BenchReport
 from hybrid_jax.bench.strategies import parse_strategy, read_strategies
 from hybrid_jax.config.load import load_config
 from hybrid_jax.config.strategy import Strategy
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import RunError, UserError
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.timing import Times
 from hybrid_jax.train.step import make_train_step
@@ -82,6 +91,116 @@ def test_the_baseline_knows_nothing_of_the_executor():
     assert {m for m in modules if m.startswith("hybrid_jax")} == {"hybrid_jax.models.contract"}
 
 
+def plain_process(tx):
+    batch = {**plain_batch(), "weights": np.ones((8, 8), np.float32)}
+    return PlainProcess(decoder(), tx, None, batch), batch
+
+
+def telling(path):
+    """An optimizer that writes down where its state is made."""
+    tx = optax.sgd(0.5)
+
+    def init(params):
+        threads = [comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")]
+        facts = {
+            "process": os.getpid(),
+            "devices": jax.device_count(),
+            "threads": sum("XLAEigen" in name for name in threads),
+            "forced": [name for name in ("NPROC", "XLA_FLAGS") if name in os.environ],
+        }
+        path.write_text(json.dumps(facts))
+        return tx.init(params)
+
+    return optax.GradientTransformation(init, tx.update)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_plain_jax_has_a_process_of_its_own_and_the_defaults_of_jax(tmp_path):
+    tx, strategy = telling(tmp_path / "facts.json"), Strategy(precision="f32")
+    process, batch = plain_process(tx)
+    with process:
+        remote = process.compile(strategy)
+        facts = json.loads((tmp_path / "facts.json").read_text())
+        steps = [remote.timed_step() for _ in range(3)]
+    assert facts.pop("process") != os.getpid()
+    assert facts == {"devices": 1, "threads": len(os.sched_getaffinity(0)), "forced": []}
+    here = plain_program(decoder(), tx, strategy, None, batch)
+    losses = [here.timed_step().loss for _ in range(3)]
+    np.testing.assert_allclose([step.loss for step in steps], losses, rtol=1e-5)
+    assert all(step.wall_seconds > 0 < step.cpu_seconds for step in steps)
+    assert remote.compile_seconds > 0 < remote.memory_bytes
+
+
+def failing(params):
+    raise ValueError("no state for you,\nsays this optimizer")
+
+
+def test_a_failure_in_the_process_of_plain_jax_is_one_line():
+    process, _ = plain_process(optax.GradientTransformation(failing, optax.sgd(0.1).update))
+    with process, pytest.raises(RunError) as caught:
+        process.compile(Strategy())
+    assert str(caught.value) == ("the process of plain JAX failed: ValueError: no state for you,")
+
+
+def test_the_process_of_plain_jax_is_killed():
+    def suicide(params):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process, _ = plain_process(optax.GradientTransformation(suicide, optax.sgd(0.1).update))
+    with process, pytest.raises(RunError, match=r"ended early \(killed by SIGKILL\): ") as caught:
+        process.compile(Strategy())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_optimizer_that_cannot_be_sent_is_refused():
+    lock = threading.Lock()
+    tx = optax.GradientTransformation(lambda params: lock, optax.sgd(0.1).update)
+    with pytest.raises(UserError, match="an optimizer that can be pickled"):
+        plain_process(tx)
+
+
+ORPHAN = """
+import os, sys, time
+import optax
+told = sys.argv[1]
+from test_bench import plain_process
+from hybrid_jax.config.strategy import Strategy
+
+def init(params):  # in the process of plain JAX; as busy as if it compiled
+    with open(told, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(600)
+
+process, _ = plain_process(optax.GradientTransformation(init, optax.sgd(0.1).update))
+process.compile(Strategy())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_the_process_of_plain_jax_dies_with_its_parent(tmp_path):
+    told = tmp_path / "process"
+    path = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, str(told)], env={**os.environ, "PYTHONPATH": path}
+    )
+    try:
+        wait_for(lambda: told.exists() and told.read_text())
+        child = Path("/proc") / told.read_text()
+        assert child.exists()
+        parent.kill()
+        wait_for(lambda: not child.exists() or "State:\tZ" in (child / "status").read_text())
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
 STRATEGIES = (
     Strategy(precision="f32"),
     Strategy(precision="f32", microbatches=4),
@@ -112,6 +231,8 @@ def test_numbers_are_real(report):
         numbers = [row.step_seconds, row.cpu_seconds, row.compile_seconds, row.memory_bytes]
         numbers += [part for ratio in ratios for part in (ratio.wall, ratio.cpu)]
         assert np.all(np.isfinite(numbers)) and min(numbers) > 0
+        assert (row.put_seconds is None) == (row.program == "plain JAX")
+        assert row.put_seconds is None or 0 < row.put_seconds < 1
         np.testing.assert_allclose(row.tokens_per_second * row.step_seconds, 8 * 8, rtol=1e-6)
         np.testing.assert_allclose(row.loss, report.rows[0].loss, rtol=1e-5)
     first, second = report.rows[:2]

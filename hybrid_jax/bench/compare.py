@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -9,7 +11,8 @@ import jax
 import numpy as np
 import optax
 
-from hybrid_jax.bench.baseline import make_plain_step
+from hybrid_jax.bench.plain_process import PlainProcess, RemoteProgram
+from hybrid_jax.bench.plain_program import plain_program
 from hybrid_jax.bench.report import BenchReport, BenchRow, ProgramName, Ratio
 from hybrid_jax.config.checks import check_int
 from hybrid_jax.config.run import RunConfig
@@ -45,6 +48,10 @@ def bench(
     therefore the states of all of them are held at once. Times are of the compiled step with its
     batch on the devices, state donated, until all its results are there.
 
+    On CPU plain JAX runs in a process of its own, with one device, JAX's default thread pool and
+    none of the flags that several virtual devices need. On GPU and TPU, which belong to one process
+    at a time, it runs in this one, on the first device.
+
     >>> import hybrid_jax as hj
     >>> model = hj.models.Decoder(hj.models.preset("nano", num_layers=1, embed_dim=16))
     >>> report = bench(model, [hj.Strategy()], (2, 8), steps=1)
@@ -61,7 +68,9 @@ def bench(
       progress: called with a line of text before each part of the work.
 
     Raises:
-      UserError: no strategy, or one that fits neither the devices, the model nor the batch.
+      UserError: no strategy, or one that fits neither the devices, the model nor the batch; an
+        optimizer that cannot be pickled.
+      RunError: the process of plain JAX failed.
     """
     check_int("steps", steps, at_least=1)
     strategies = tuple(dict.fromkeys(strategies))
@@ -72,15 +81,18 @@ def bench(
     trains = [_make_train(model, tx, strategy, clip_norm) for strategy in strategies]
     batches = [train.put(batch) for train in trains]  # refuses what does not divide
 
-    programs: dict[tuple[ProgramName, Strategy], Program] = {}
-    for strategy in _baselines(strategies):
-        progress(f"compiling plain JAX: {strategy.describe()}")
-        programs["plain JAX", strategy] = _plain_program(model, tx, strategy, clip_norm, batch)
-    for train, placed in zip(trains, batches, strict=True):
-        progress(f"compiling hybrid_jax: {train.strategy.describe()}")
-        programs["hybrid_jax", train.strategy] = _hybrid_program(train, placed)
-    progress(f"timing {len(programs)} programs, {steps} steps of each")
-    times = measure(list(programs.values()), steps)
+    with contextlib.ExitStack() as stack:
+        plain = _plain_compiler(stack, model, tx, clip_norm, batch)
+        programs: dict[tuple[ProgramName, Strategy], Program | RemoteProgram] = {}
+        for strategy in _baselines(strategies):
+            progress(f"compiling plain JAX: {strategy.describe()}")
+            programs["plain JAX", strategy] = plain(strategy)
+        for train, placed in zip(trains, batches, strict=True):
+            progress(f"compiling hybrid_jax: {train.strategy.describe()}")
+            programs["hybrid_jax", train.strategy] = _hybrid_program(train, placed)
+        progress(f"timing {len(programs)} programs, {steps} steps of each")
+        times = measure(list(programs.values()), steps)
+    puts = {train.strategy: _put_seconds(train, batch, steps) for train in trains}
     device = jax.devices()[0]
     return BenchReport(
         jax_version=jax.__version__,
@@ -90,7 +102,7 @@ def bench(
         model=model.config,
         batch_shape=batch_shape,
         steps=steps,
-        rows=_rows(programs, times, batch_shape),
+        rows=_rows(programs, times, puts, batch_shape),
     )
 
 
@@ -154,23 +166,28 @@ def _baselines(strategies: Sequence[Strategy]) -> list[Strategy]:
     )
 
 
-def _plain_program(
+def _plain_compiler(
+    stack: contextlib.ExitStack,
     model: Decoder,
     tx: optax.GradientTransformation,
-    strategy: Strategy,
     clip_norm: float | None,
     batch: Batch,
-) -> Program:
-    init, step = make_plain_step(
-        model,
-        tx,
-        microbatches=strategy.microbatches,
-        remat=strategy.remat,
-        precision=strategy.precision,
-        clip_norm=clip_norm,
-    )
-    state, placed = init(jax.random.key(0)), jax.device_put(batch, jax.devices()[0])
-    return compile_program(lambda: step.lower(state, placed), state, placed)
+) -> Callable[[Strategy], Program | RemoteProgram]:
+    """Strategy -> its plain step: in a process of its own where it can have one."""
+    if jax.default_backend() == "cpu":
+        return stack.enter_context(PlainProcess(model, tx, clip_norm, batch)).compile
+    return lambda strategy: plain_program(model, tx, strategy, clip_norm, batch)
+
+
+def _put_seconds(train: TrainStep, batch: Batch, times: int) -> float:
+    """Median host time of checking and placing a batch; the copy itself is not waited for."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        placed = train.put(batch)
+        seconds.append(time.perf_counter() - start)
+        jax.block_until_ready(placed)
+    return float(np.median(seconds))
 
 
 def _hybrid_program(train: TrainStep, batch: dict[str, jax.Array]) -> Program:
@@ -182,8 +199,9 @@ def _hybrid_program(train: TrainStep, batch: dict[str, jax.Array]) -> Program:
 
 
 def _rows(
-    programs: dict[tuple[ProgramName, Strategy], Program],
+    programs: dict[tuple[ProgramName, Strategy], Program | RemoteProgram],
     times: Times,
+    puts: dict[Strategy, float],
     batch_shape: tuple[int, int],
 ) -> tuple[BenchRow, ...]:
     names = list(programs)
@@ -204,10 +222,17 @@ def _rows(
                 cpu_seconds=float(cpu[index]),
                 tokens_per_second=float(np.prod(batch_shape) / wall[index]),
                 compile_seconds=program.compile_seconds,
-                memory_bytes=memory(program.compiled).total,
+                memory_bytes=_memory_bytes(program),
+                put_seconds=puts[strategy] if name == "hybrid_jax" else None,
                 loss=times.losses[index],
                 versus_plain=versus(1),
                 versus_accumulation=versus(strategy.microbatches),
             )
         )
     return tuple(rows)
+
+
+def _memory_bytes(program: Program | RemoteProgram) -> int:
+    if isinstance(program, RemoteProgram):
+        return program.memory_bytes
+    return memory(program.compiled).total

@@ -43,6 +43,8 @@ class BenchRow:
       tokens_per_second: of the global batch, by wall time.
       compile_seconds: wall time of tracing, lowering and compiling.
       memory_bytes: on one device: arguments + temporaries + results that are not donated arguments.
+      put_seconds: host time of `TrainStep.put`, which checks a batch and places it on the devices,
+        once for every step; median. None for a plain step, whose batch nobody checks.
       loss: of the first update. The rows agree (to the precision): they do the same work.
       versus_plain: by the plain step of the same remat and precision on the whole batch.
       versus_accumulation: by that plain step with gradients accumulated over as many microbatches.
@@ -55,6 +57,7 @@ class BenchRow:
     tokens_per_second: float
     compile_seconds: float
     memory_bytes: int
+    put_seconds: float | None
     loss: float
     versus_plain: Ratio
     versus_accumulation: Ratio
@@ -104,12 +107,13 @@ class BenchReport(Tables):
         return cls(**fields)
 
     def __rich__(self) -> Table:
-        columns = (">step s", ">CPU s", ">tokens/s", ">compile s", ">memory", ">by plain")
+        measured = (">step s", ">CPU s", ">put ms", ">tokens/s", ">compile s", ">memory")
         table = make_table(
             self._heading(),
-            *("program", *columns, ">by accumulating"),
-            caption=f"Medians of {self.steps} interleaved steps; memory of one device; ratios of "
-            "wall / CPU time by plain JAX, and by it accumulating over as many microbatches.",
+            *("program", *measured, ">by plain", ">by accumulating"),
+            caption=f"Medians of {self.steps} interleaved steps; put: batch checks and placement "
+            "on the host, per step; memory of one device; ratios of wall / CPU time by plain JAX, "
+            "and by it accumulating over as many microbatches.",
         )
         previous = None
         for row in self.rows:
@@ -133,6 +137,7 @@ def _cells(row: BenchRow) -> list[str]:
         f"{row.program}: {row.strategy.describe()}",
         f"{row.step_seconds:.4g}",
         f"{row.cpu_seconds:.4g}",
+        "" if row.put_seconds is None else f"{1000 * row.put_seconds:.3g}",
         f"{row.tokens_per_second:,.0f}",
         f"{row.compile_seconds:.2f}",
         format_bytes(row.memory_bytes),

@@ -9,9 +9,12 @@ import jax
 
 from hybrid_jax.errors import UserError
 
-THREADS_PER_DEVICE = 8
+# One that executes and one that launches what comes next: see `_pool_threads`.
+THREADS_PER_DEVICE = 2
 _COUNT_FLAG = "--xla_force_host_platform_device_count"
 _DISABLED_PASSES_FLAG = "--xla_disable_hlo_passes"
+# XLA aborts on a bf16 reduction inside a partly manual shard_map when this pass runs on CPU.
+_UNSAFE_PASS = "all-reduce-promotion"
 
 
 def force_cpu_devices(n: int) -> None:
@@ -19,7 +22,8 @@ def force_cpu_devices(n: int) -> None:
 
     `import jax` may come first (in a notebook, say): JAX reads the environment when it starts its
     backend, at the first array or the first `jax.devices()`. Flags that are already in
-    `XLA_FLAGS`, and `NPROC`, keep the values they have; only the device count is replaced.
+    `XLA_FLAGS` keep the values they have; only the device count is replaced. `NPROC`, the size of
+    XLA's thread pools, keeps its value too unless it is so small that devices could deadlock.
     Calling it again with the same `n` changes nothing. Child processes inherit the setting.
 
     With several processes these are the devices of this one.
@@ -58,28 +62,66 @@ def cpu_environment(n: int, environment: dict[str, str]) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": _merge_flags(environment.get("XLA_FLAGS", ""), n),
     }
-    if n > 1:
-        # Size of XLA's thread pool. Devices that wait for each other in different collectives hold
-        # a thread each, and with few threads they can hold all of them and deadlock. One device
-        # waits for nobody, and matmuls are up to twice as fast with one thread per core.
-        variables["NPROC"] = environment.get("NPROC", str(THREADS_PER_DEVICE * n))
+    if n > 1:  # one device waits for nobody
+        variables["NPROC"] = _pool_threads(n, environment.get("NPROC", ""))
     return variables
+
+
+def _pool_threads(n: int, wanted: str) -> str:
+    """How many threads XLA's pools need lest `n` devices deadlock; one per core if that is more.
+
+    A device holds a thread of the client's pool while it executes, also where it waits for others
+    in a collective. The launches of the next computation run in the same pool, one for each device,
+    and a launch holds its thread while its device has 32 computations to do before. So if the host
+    runs ahead, up to n - 1 devices in a collective and n launches behind them wait at once, and the
+    last device needs one thread more. With n threads, and with 3 n / 2, small steps on 8 devices
+    hung within a few hundred. More than 2 n cost context switches.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usual = int(wanted) if wanted.strip().isdecimal() else cores or 1
+    return str(max(THREADS_PER_DEVICE * n, usual))
+
+
+def default_environment(environment: dict[str, str]) -> dict[str, str]:
+    """Returns `environment` without what `cpu_environment` adds: one CPU device, JAX's defaults.
+
+    Other flags in `XLA_FLAGS` stay; `NPROC`, whoever set it, does not.
+
+    >>> forced = cpu_environment(8, {"XLA_FLAGS": "--xla_dump_to=/tmp/x"})
+    >>> default_environment(forced)
+    {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_dump_to=/tmp/x'}
+    """
+    flags, added = _parse(environment.get("XLA_FLAGS", "")), _parse(_merge_flags("", 1))
+    flags.pop(_COUNT_FLAG, None)
+    if passes := [name for name in _disabled_passes(flags) if name != _UNSAFE_PASS]:
+        flags[_DISABLED_PASSES_FLAG] = "=" + ",".join(passes)
+    kept = " ".join(name + value for name, value in flags.items() if added.get(name) != value)
+    dropped = ("XLA_FLAGS", "NPROC", "JAX_NUM_CPU_DEVICES")
+    variables = {name: value for name, value in environment.items() if name not in dropped}
+    return {**variables, "JAX_PLATFORMS": "cpu", **({"XLA_FLAGS": kept} if kept else {})}
 
 
 def _merge_flags(flags: str, n: int) -> str:
     """Adds the device count and the safety flags to the user's `XLA_FLAGS`; idempotent."""
-    merged = {
-        name: sep + value for name, sep, value in (flag.partition("=") for flag in flags.split())
-    }
+    merged = _parse(flags)
     merged[_COUNT_FLAG] = f"={n}"
     for name, value in _safety_flags().items():
         merged.setdefault(name, f"={value}")
-    # XLA aborts on a bf16 reduction inside a partly manual shard_map when this pass runs on CPU.
-    passes = [name for name in merged.get(_DISABLED_PASSES_FLAG, "=")[1:].split(",") if name]
-    if "all-reduce-promotion" not in passes:
-        passes.append("all-reduce-promotion")
+    passes = dict.fromkeys([*_disabled_passes(merged), _UNSAFE_PASS])
     merged[_DISABLED_PASSES_FLAG] = "=" + ",".join(passes)
     return " ".join(name + value for name, value in merged.items())
+
+
+def _parse(flags: str) -> dict[str, str]:
+    """Flag name to "=value", or to "" for a flag without value."""
+    return {
+        name: equals + value
+        for name, equals, value in (flag.partition("=") for flag in flags.split())
+    }
+
+
+def _disabled_passes(flags: dict[str, str]) -> list[str]:
+    return [name for name in flags.get(_DISABLED_PASSES_FLAG, "=")[1:].split(",") if name]
 
 
 def _safety_flags() -> dict[str, str]:
@@ -87,7 +129,9 @@ def _safety_flags() -> dict[str, str]:
         # Devices share cores, so one may reach a collective minutes after another: the default
         # gives up after 40 s and aborts the process.
         "--xla_cpu_collective_call_terminate_timeout_seconds": "600",
-        # Runs independent collectives in the same order on every device: no deadlock between them.
+        # Orders a program depth first. Breadth first, collectives that do not depend on each other
+        # are in flight at once: each holds a thread of a pool, and devices start them in different
+        # orders.
         "--xla_cpu_enable_concurrency_optimized_scheduler": "false",
     }
     # The installed version, because an XLA flag that jaxlib does not know aborts the process.

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.cpu import cpu_environment, force_cpu_devices
+from hybrid_jax.runtime.cpu import cpu_environment, default_environment, force_cpu_devices
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -56,22 +56,44 @@ print(os.environ["NPROC"])
     assert nproc == "48"
 
 
+CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-@pytest.mark.parametrize(("devices", "large"), [(8, True), (1, False)])
-def test_large_thread_pool_for_devices_that_wait_although_jax_is_imported(devices, large):
+@pytest.mark.parametrize(("devices", "threads"), [(8, max(16, CORES)), (1, CORES)])
+def test_two_threads_for_each_device_although_jax_is_imported(devices, threads):
     result = run(
         f"""
 import jax
 from hybrid_jax.runtime.cpu import force_cpu_devices
 from pathlib import Path
 force_cpu_devices({devices})
-matrix = jax.numpy.ones((300, 300))
-jax.block_until_ready(matrix @ matrix)
-print(len(list(Path("/proc/self/task").iterdir())))
+jax.devices()
+names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+print(sum("XLAEigen" in name for name in names))
 """
     )
     assert result.returncode == 0, result.stderr
-    assert (int(result.stdout) > 64) == (large or (os.cpu_count() or 1) > 16)
+    assert int(result.stdout) == threads
+
+
+@pytest.mark.parametrize(
+    ("wanted", "threads"), [("8", 16), ("15", 16), ("48", 48), ("many", 16), ("", 16)]
+)
+def test_a_pool_in_which_devices_deadlock_is_enlarged(wanted, threads):
+    assert cpu_environment(8, {"NPROC": wanted})["NPROC"] == str(max(threads, CORES))
+
+
+def test_one_device_has_the_pool_that_the_user_wants():
+    assert "NPROC" not in cpu_environment(1, {"NPROC": "1"})
+
+
+def test_the_default_environment_undoes_what_was_forced():
+    flags = "--xla_dump_to=/tmp/x --xla_disable_hlo_passes=dce"
+    user = {"XLA_FLAGS": flags, "HOME": "/root", "JAX_ENABLE_X64": "0"}
+    forced = {**user, **cpu_environment(8, user), "JAX_NUM_CPU_DEVICES": "8"}
+    assert default_environment(forced) == {**user, "JAX_PLATFORMS": "cpu"}
+    assert default_environment(cpu_environment(8, {})) == {"JAX_PLATFORMS": "cpu"}
 
 
 @pytest.mark.parametrize(
