@@ -23,6 +23,10 @@ class TrainConfig:
         more than a step, an evaluation and saving take together. None: it waits for ever.
       grace_seconds: time after SIGTERM or Ctrl-C in which the run must have saved and ended, or
         the process ends with status 75; None: any time.
+      join_seconds: how long the processes of a run wait for each other at its start; then they end
+        with status 75 and name the one that is missing.
+      peer_seconds: how long a process may give no sign of life before the others end with status
+        75; one that dies is noticed at once.
       log_every: updates between two records of the metrics.
       eval_every: updates between two held-out losses; None: only at the end.
       eval_batches: batches of held-out text that are read each time; None: all of it.
@@ -44,6 +48,8 @@ class TrainConfig:
     spike_sigmas: float | None = None
     stall_seconds: float | None = None
     grace_seconds: float | None = None
+    join_seconds: float = 300.0
+    peer_seconds: float = 30.0
     log_every: int = 10
     eval_every: int | None = None
     eval_batches: int | None = None
@@ -66,6 +72,8 @@ class TrainConfig:
         for name in ("spike_sigmas", "stall_seconds", "grace_seconds"):
             if getattr(self, name) is not None:
                 check_number(f"train.{name}", getattr(self, name), "(0, inf)")
+        check_number("train.join_seconds", self.join_seconds, "(0, inf)")
+        check_number("train.peer_seconds", self.peer_seconds, "[3, inf)")
         if self.profile_steps is not None:
             self._check_profile(self.profile_steps)
         if self.wandb_project == "":

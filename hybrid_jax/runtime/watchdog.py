@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import TemporaryError, UserError
+from hybrid_jax.runtime.group import leave_group
 
-STALLED = 75
-"""Exit status of a process that gave up waiting: EX_TEMPFAIL of sysexits.h, worth another try."""
+STALLED = TemporaryError.status
+"""Exit status of a process that gave up waiting: worth another try."""
 
 
 def leave(message: str) -> NoReturn:
@@ -25,6 +26,8 @@ def leave(message: str) -> NoReturn:
     No destructor and no `finally` runs: whatever hangs would hang them too.
     """
     faulthandler.dump_traceback(file=2, all_threads=True)
+    # The others show their stacks too: the one that they all wait for may be among them.
+    leave_group(STALLED, f"error: {message}", stacks=True)
     os.write(2, f"error: {message}\n".encode())
     os._exit(STALLED)
 
