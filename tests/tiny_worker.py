@@ -1,7 +1,8 @@
 """A process that runs what a training run is made of, in little: `python tiny_worker.py FOLDER`.
 
 It joins the others, compiles, steps and saves; FOLDER/phase-<process> says where it is. Further
-words: steps=N, join=SECONDS, peer=SECONDS, raise=KIND:STEP (by process 1), and fields to agree on.
+words: steps=N, join=SECONDS, peer=SECONDS, initialize=own (it calls `jax.distributed` itself),
+raise=KIND:STEP (by process 1), and fields to agree on.
 """
 
 import os
@@ -26,6 +27,9 @@ def main(folder: Path, words: dict[str, str]) -> None:
     def enter(phase: str) -> None:
         (folder / f"phase-{index}").write_text(phase)
 
+    if words.pop("initialize", None) == "own":
+        address = os.environ["JAX_COORDINATOR_ADDRESS"]
+        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), index)
     enter("join")
     initialize_from_environment(
         join_seconds=float(words.pop("join", 60)), peer_seconds=float(words.pop("peer", 10))

@@ -99,11 +99,14 @@ def _join(address: str, count: int, index: int, join_seconds: float, peer_second
     bind_address = None
     if index == 0:
         meeting = gather(listen(host, port), count, join_seconds)
-        if is_loopback(host):  # then nobody elsewhere is to reach it
+        if is_loopback(host) and not os.environ.get("JAX_COORDINATOR_BIND_ADDRESS"):
+            # Then nobody elsewhere is to reach it.
             bind_address = f"127.0.0.1:{port}"
     else:
         meeting = attend(host, port, index, count, join_seconds)
-        address = start_relay(host, port)
+        # With mutual TLS the coordinator's certificate is checked against its own address.
+        if not getattr(jax.config, "jax_mtls_cert_file", None):
+            address = start_relay(host, port)
     join_group(Group(index, *meeting, peer_seconds))
     _initialize(
         join_seconds,

@@ -60,6 +60,7 @@ class Group:
         # Held by the thread that ends this process; nobody gives it back.
         self._ending = threading.Lock()
         self._has_finished = False
+        self._exit_at = float("inf")
 
     @property
     def count(self) -> int:
@@ -107,9 +108,7 @@ class Group:
                 self._tell({"finished": True})
                 self._await(lambda: 0 not in self._finished)
         # All have done their work. Should one die in what is left, JAX would wait for minutes.
-        timer = threading.Timer(self.peer_seconds, os._exit, args=(0,))
-        timer.daemon = True
-        timer.start()
+        self._exit_at = time.monotonic() + self.peer_seconds
 
     def end(self, status: int, line: str, *, wait: bool = False, stacks: bool = False) -> NoReturn:
         """Prints why this process ends, tells the others, and ends with this status, as they do.
@@ -137,6 +136,8 @@ class Group:
                     if not self._receive(key.data):
                         selector.unregister(key.fileobj)
                 now = time.monotonic()
+                if now > self._exit_at:
+                    os._exit(0)
                 if now - beat >= _BEAT_SECONDS:
                     self._beat()
                     beat = now

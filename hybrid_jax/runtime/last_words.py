@@ -40,5 +40,9 @@ def flush_output() -> None:
             sys.stdout.flush()
 
     thread = threading.Thread(target=flush, daemon=True)
-    thread.start()
-    thread.join(timeout=1)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is shutting down: nobody else prints
+        flush()
+    else:
+        thread.join(timeout=1)

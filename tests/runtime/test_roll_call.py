@@ -1,5 +1,6 @@
 """The roll call and the group, in real processes that need no JAX."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -169,17 +170,28 @@ def test_a_missing_process_is_named_after_5_s_and_in_the_end():
                 assert notices == []
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_dies_while_others_are_awaited(victim):
+def test_a_process_that_dies_while_others_are_awaited():
     port = free_port()
-    members = [start(port, 3, index) for index in (0, 1)]
-    time.sleep(1.5)
-    members[victim].kill()
-    results = finish(members)
-    status, stderr = results[1 - victim]
+    first = start(port, 3, 0)
+    greeting = {"greeting": "hybrid_jax 1", "index": 1, "count": 3, "host": "node1", "pid": 42}
+    with connect(port, json.dumps(greeting).encode() + b"\n") as connection:
+        assert b"welcome" in connection.recv(1000)
+    ((status, stderr),) = finish([first])
     assert status == 75
-    assert stderr.splitlines()[-1].startswith(f"error: process {victim} (host ")
-    assert stderr.endswith(") ended before all processes had joined.\n")
+    line = "error: process 1 (host node1, pid 42) ended before all processes had joined."
+    assert stderr.splitlines()[-1] == line
+
+
+def test_process_0_dies_while_others_are_awaited():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        second = start(server.getsockname()[1], 3, 1)
+        with server.accept()[0] as connection:
+            assert b"hybrid_jax 1" in connection.recv(1000)
+            connection.sendall(b'{"welcome": [0, "node0", 41]}\n')
+        ((status, stderr),) = finish([second])
+    assert status == 75
+    line = "error: process 0 (host node0, pid 41) ended before all processes had joined.\n"
+    assert stderr == line
 
 
 def test_a_busy_port():
