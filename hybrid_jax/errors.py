@@ -18,15 +18,28 @@ DISK_FAILURES = DISK_FULL | {errno.EROFS}
 class UserError(ValueError):
     """A user's mistake, told in one line: the value, the constraint it broke, the remedy.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with its `status`.
     """
+
+    status = 2
 
 
 class RunError(RuntimeError):
     """What ended a run through no mistake of the user, told in one line, with what is left.
 
-    The command line prints it without a traceback and exits with status 1.
+    The command line prints it without a traceback and exits with its `status`.
     """
+
+    status = 1
+
+
+class TemporaryError(RunError):
+    """What may be over at the next try: another process of the run is missing or gone.
+
+    Its status is EX_TEMPFAIL of sysexits.h, at which launchers start a run again.
+    """
+
+    status = 75
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

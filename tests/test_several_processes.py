@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import time
 
 import pytest
@@ -71,3 +72,55 @@ def test_two_processes_end_with_a_summary(tmp_path, config):
     assert len(list((tmp_path / "out").glob("events.*"))) == 1
     steps = [record["step"] for record in records(tmp_path) if "loss" in record]
     assert steps == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_processes_that_were_started_differently_are_refused(tmp_path, config):
+    command = ["-m", "hybrid_jax", "train", *config]
+    (tmp_path / "same.txt").write_text("abc\n" * 2000)
+    (tmp_path / "other.txt").write_text("abd\n" * 2000)
+    text = f"data.source={tmp_path}"
+    cases = [
+        ("optimizer.learning_rate=0.001", "optimizer.learning_rate=0.1", ", process 0 has 0.001"),
+        ("train.steps=20", "train.steps=12", ", process 0 has 20"),
+        (f"{text}/same.txt", f"{text}/other.txt", "the data=seed=0"),
+    ]
+    for first, second, words in cases:
+        for result in finish_processes(start_processes(command, own=[[first], [second]])):
+            line = result.stderr.splitlines()[-1]
+            assert result.returncode == 2
+            assert result.stderr.count("error: ") == 1
+            assert line.startswith("error: process 1 has ")
+            assert words in line
+            assert "data" in words or second in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_text_that_one_host_lacks_ends_all(tmp_path, config):
+    (tmp_path / "text.txt").write_text("abc\n" * 2000)
+    own = [[f"data.source={tmp_path}/{name}.txt"] for name in ("text", "absent")]
+    processes = start_processes(["-m", "hybrid_jax", "train", *config], own=own)
+    first, second = finish_processes(processes)
+    assert (first.returncode, second.returncode) == (2, 2), first.stderr + second.stderr
+    assert "absent.txt" in second.stderr.splitlines()[-1]
+    assert first.stderr.splitlines()[-1].startswith("error: process 1 (host ")
+    assert "absent.txt" in first.stderr.splitlines()[-1]
+
+
+def test_a_process_that_is_missing_and_a_port_that_is_busy(config):
+    command = ["-m", "hybrid_jax", "train", *config, "train.join_seconds=6"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        processes = [
+            *start_processes(command, only=[0]),
+            *start_processes(command, only=[0], port=port),
+        ]
+        missing, busy = finish_processes(processes)
+    assert busy.returncode == 2
+    assert busy.stderr.count("\n") == 1
+    assert f"port {port} of the coordinator address 127.0.0.1:{port} is in use" in busy.stderr
+    assert missing.returncode == 75
+    notice, last = missing.stderr.splitlines()
+    assert notice == "waiting for process 1 (1 of 2) since 5 s"
+    assert last.startswith("error: process 1 (1 of 2) did not join within 6 s (train.join_seconds)")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import jax
 
-from hybrid_jax.build.devices import start_devices
+from hybrid_jax.build.devices import join_processes, start_devices
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.data.batches import Batches, EvaluationBatches
 from hybrid_jax.data.open import check_sources, open_source
@@ -14,6 +14,7 @@ from hybrid_jax.data.prefetch import Prefetch
 from hybrid_jax.data.source import TokenSource
 from hybrid_jax.data.unigram import unigram_loss
 from hybrid_jax.models.decoder import Decoder
+from hybrid_jax.runtime.agree import check_agreement
 from hybrid_jax.sharding.doctor import Finding, examine
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.sharding.rules import resolve_rules
@@ -51,9 +52,13 @@ def build(config: RunConfig) -> Run:
     """Returns the objects of the run that `config` describes; nothing is compiled yet.
 
     Raises:
-      UserError: too few or too many devices, no such text, or a model that does not divide.
+      UserError: too few or too many devices, no such text, a model that does not divide, or
+        processes that were started differently.
+      TemporaryError: a process is missing.
     """
+    join_processes(config)  # first, so that a text that is missing on one host ends all processes
     batches, validation = build_data(config)
+    check_agreement({"the data": batches.fingerprint})
     train = build_train_step(config)
     held_out = validation.sources
     return Run(
@@ -103,7 +108,7 @@ def _first_rows(source: TokenSource, num_rows: float, seq_len: int) -> TokenSour
 
 def build_train_step(config: RunConfig) -> TrainStep:
     """Returns the train step alone, without data; starts virtual CPU devices where asked to."""
-    start_devices(config.cpu_devices)
+    start_devices(config)
     model = Decoder(config.model)
     return make_train_step(
         model,
@@ -118,7 +123,7 @@ def build_train_step(config: RunConfig) -> TrainStep:
 
 def examine_layout(config: RunConfig) -> tuple[Finding, ...]:
     """Returns all that the sharding doctor finds; `build_train_step` raises its first error."""
-    start_devices(config.cpu_devices)
+    start_devices(config)
     model, strategy = Decoder(config.model), config.strategy
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rules, mesh = resolve_rules(strategy.rules), make_mesh(strategy)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from hybrid_jax.cli import bench, data, inspect, plan, train
-from hybrid_jax.errors import DISK_FAILURES, RunError, UserError, nearest
+from hybrid_jax.errors import DISK_FAILURES, RunError, UserError, nearest, notify
+from hybrid_jax.runtime.group import leave_group
 
 if TYPE_CHECKING:
     from hybrid_jax.config.draft import Draft
@@ -28,9 +29,23 @@ COMMANDS = (*CONFIG_COMMANDS, "data")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, or 2 for a user's mistake.
 
-    A run that broke gives 1. Both are told in one line on stderr, without a traceback; Ctrl-C
-    gives 130.
+    A run that broke gives 1, or 75 if the same command may do better later. All are told in one
+    line on stderr, without a traceback; Ctrl-C gives 130. What ends one of several processes ends
+    all of them, see `runtime.group`.
     """
+    try:
+        status, line, others = _run(arguments)
+        if status:
+            leave_group(status, line or "error: nobody reads its output any more", wait=others)
+        if line:
+            notify(line)
+    finally:
+        _release_output()
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> tuple[int, str, bool]:
+    """Returns the exit status, what to print, and whether another process may be the cause."""
     try:
         options = vars(_parse(sys.argv[1:] if arguments is None else arguments))
         command = options.pop("command")
@@ -44,24 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read it, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1, "", False
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.status, f"error: {error}", False
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.status, f"error: {error}", True
     except OSError as error:
         if error.errno not in DISK_FAILURES:
             raise
-        print(f"error: {error.filename or 'stdout'}: {error.strerror}", file=sys.stderr)
-        return 1
+        return 1, f"error: {error.filename or 'stdout'}: {error.strerror}", False
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    finally:
-        _release_output()
-    return 0
+        return 130, "interrupted", False
+    return 0, "", False
 
 
 def _release_output() -> None:

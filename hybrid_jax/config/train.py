@@ -38,6 +38,10 @@ class TrainConfig:
         evaluation and for saving. None: it waits for ever.
       grace_seconds: time after SIGTERM or Ctrl-C in which the run must have saved and ended, or
         the process ends with status 75; None: any time.
+      join_seconds: how long the processes of a run wait for each other at its start; then they end
+        with status 75 and name the one that is missing.
+      peer_seconds: how long a process may give no sign of life before the others end with status
+        75; one that dies is noticed at once.
       log_every: updates between two records of the metrics.
       eval_every: updates between two held-out losses; None: only at the end.
       eval_batches: batches of held-out text that are read each time; None: all of it.
@@ -59,6 +63,8 @@ class TrainConfig:
     spike_sigmas: Positive | None = None
     stall_seconds: Seconds | Literal["auto"] | None = "auto"
     grace_seconds: Seconds | None = None
+    join_seconds: Seconds = 300.0
+    peer_seconds: Annotated[float, Interval("[3, 1e9]")] = 30.0
     log_every: Count = 10
     eval_every: Count | None = None
     eval_batches: Count | None = None

@@ -2,9 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hybrid_jax.runtime.distributed import join_initialized
+from hybrid_jax.runtime.fields import flatten_fields
+from hybrid_jax.runtime.group import current_group
+
+
+def check_agreement(fields: Any) -> None:
+    """Compares what must be the same in all processes; with one process it does nothing.
+
+    All processes call it equally often. `build` compares the config, the data, the versions and the
+    devices; a script of your own can compare what else it depends on. Where the script has called
+    `jax.distributed.initialize` itself, the processes are introduced to each other here and from
+    then on end together, see `Group`.
+
+    >>> check_agreement({"tokenizer": "a1b2"})
+
+    Args:
+      fields: a mapping by name, or a dataclass; nested ones are compared field by field.
+
+    Raises:
+      UserError: they differ; the message names the fields, the values and the processes.
+      TemporaryError: another process did not come.
+    """
+    group = current_group() or join_initialized()
+    if group is not None:
+        group.agree(flatten_fields(fields))
+
+
+def device_layout() -> Mapping[str, Any]:
+    """Returns what the devices of a process are, to be compared; it starts them.
+
+    >>> device_layout()["local devices"]
+    8
+    """
+    devices = jax.local_devices()
+    kinds = sorted({device.device_kind for device in devices})
+    return {
+        "platform": devices[0].platform,
+        "device kind": " and ".join(kinds),
+        "local devices": len(devices),
+    }
 
 
 class Agreement:

@@ -14,14 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from hybrid_jax.errors import DISK_FAILURES, notify, unwritable
+from hybrid_jax.errors import DISK_FAILURES, TemporaryError, notify, unwritable
+from hybrid_jax.runtime.group import leave_group
 
 _LEAST_SECONDS = 600.0
 _PATIENT_SECONDS = 3600.0
 _FIRST_STEPS = 10
 
-STALLED = 75
-"""Exit status of a process that gave up waiting: EX_TEMPFAIL of sysexits.h, worth another try."""
+STALLED = TemporaryError.status
+"""Exit status of a process that gave up waiting: worth another try."""
 
 
 def leave(message: str) -> NoReturn:
@@ -30,6 +31,8 @@ def leave(message: str) -> NoReturn:
     No destructor and no `finally` runs: whatever hangs would hang them too.
     """
     faulthandler.dump_traceback(file=2, all_threads=True)
+    # The others show their stacks too: the one that they all wait for may be among them.
+    leave_group(STALLED, f"error: {message}", stacks=True)
     notify(f"error: {message}")
     os._exit(STALLED)
 
