@@ -2,6 +2,7 @@ import gzip
 import lzma
 import os
 import socket
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -195,20 +196,21 @@ def test_nothing_in_a_tree_is_passed_over(nodes):
             assert sorted(ignored) == sorted(path for path, _, what in visited if what == "other")
 
 
-def test_deeply_nested_folders(tmp_path):
-    deep = tmp_path
-    before = Path.cwd()
+def test_deeply_nested_folders():
+    # Not in `tmp_path`: what removes that one calls itself for each level.
+    name, before = tempfile.mkdtemp(), Path.cwd()
     try:
+        os.chdir(name)
         for _ in range(1100):
-            os.chdir(deep)
-            deep = Path("d")
-            deep.mkdir()
+            Path("d").mkdir()
+            os.chdir("d")
         Path("a.txt").write_text("x")
-        os.chdir(tmp_path)
+        os.chdir(name)
         [file], _ = find_files(["d"])
         assert file.path.endswith("/d/d/a.txt")
     finally:
         os.chdir(before)
+        subprocess.run(["rm", "-rf", name], check=True)
 
 
 def make_fifo(path):
