@@ -15,7 +15,18 @@ DISK_FAILURES = DISK_FULL | {errno.EROFS}
 """The same of a disk that took data before: a broken one is often mounted anew, read-only."""
 
 
-class UserError(ValueError):
+class _OneLine(Exception):
+    """Its message has one line, whatever names and values with line breaks stand in it.
+
+    >>> print(UserError("no file 'a\\nb': check the path."))
+    no file 'a\\nb': check the path.
+    """
+
+    def __str__(self) -> str:
+        return super().__str__().replace("\n", "\\n").replace("\r", "\\r")
+
+
+class UserError(_OneLine, ValueError):
     """A user's mistake, told in one line: the value, the constraint it broke, the remedy.
 
     The command line prints it without a traceback and exits with its `status`.
@@ -24,7 +35,7 @@ class UserError(ValueError):
     status = 2
 
 
-class RunError(RuntimeError):
+class RunError(_OneLine, RuntimeError):
     """What ended a run through no mistake of the user, told in one line, with what is left.
 
     The command line prints it without a traceback and exits with its `status`.
