@@ -46,7 +46,7 @@ def from_parts(
     """Returns three modules as a model that also pipelines: head(block(... block(embed(inputs)))).
 
     Args:
-      embed: called with the batch entries `inputs`; returns x [B, T, D].
+      embed: called with the batch entries `inputs`; returns x, [B, T, D] or any [B, ...].
       block: called with x and the batch entries `block_inputs`; returns the next x. It is
         initialised `num_layers` times, with leaves stacked [L, ...].
       head: called with the last x; its output goes to `loss`.
@@ -99,7 +99,7 @@ def _check_embed(part: Functional, args: Sequence[Any]) -> jax.ShapeDtypeStruct:
     if not _is_activation(x, size) or x != in_training:
         raise UserError(
             f"{part.name} as embed returns {_modes(x, in_training)}: it must return one array of "
-            f"floats [{size}, length, width], the input of the first block."
+            f"floats [{size}, ...], the input of the first block."
         )
     return x
 
@@ -115,7 +115,7 @@ def _check_block(part: Functional, x: jax.ShapeDtypeStruct, extras: Sequence[Any
 
 def _is_activation(x: Any, size: int) -> bool:
     is_array = isinstance(x, jax.ShapeDtypeStruct)
-    return is_array and jnp.issubdtype(x.dtype, jnp.floating) and x.ndim == 3 and x.shape[0] == size
+    return is_array and jnp.issubdtype(x.dtype, jnp.floating) and x.shape[:1] == (size,)
 
 
 def _modes(evaluated: Any, trained: Any) -> str:

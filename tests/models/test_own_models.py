@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+from hybrid_jax import Strategy, check_parity
 from hybrid_jax.errors import UserError
 from hybrid_jax.models import from_flax, from_parts
 
@@ -130,7 +131,6 @@ def test_what_is_no_trainable_module_is_refused(case):
 
 PARTS = {
     "embed in two": ({"embed": lambda x, t: (x, x)}, r"as embed returns \(float32\[4, 5, 6\], "),
-    "embed flat": ({"embed": lambda x, t: x[:, 0]}, r"as embed returns float32\[4, 6\]"),
     "embed integers": ({"embed": lambda x, t: x.astype(int)}, r"as embed returns int32\[4, 5, 6\]"),
     "embed of the batch": (
         {"embed": lambda x, t: jnp.sum(x, 0, keepdims=True)},
@@ -165,6 +165,16 @@ def test_parts_that_do_not_fit_are_refused(case):
     with pytest.raises(UserError, match=message) as error:
         parts(**options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("x", [np.ones((4, 6), "f4"), np.ones((4, 2, 3, 6), "f4")])
+def test_x_may_have_any_rank(x):
+    x = x * np.random.default_rng(0).normal(size=x.shape).astype("f4")
+    model = from_parts(
+        *[Part()] * 3, first_feature, {"x": x}, num_layers=2, inputs=["x"], head_dims=("batch",)
+    )
+    strategy = Strategy(stage=2, microbatches=2)
+    check_parity(model, [strategy], batch={"x": x}, devices=jax.devices()[:2]).raise_if_different()
 
 
 def test_parameters_of_a_narrow_dtype_train_as_float32():
