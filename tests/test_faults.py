@@ -13,7 +13,7 @@ from pathlib import Path
 import fill_disk
 import kill
 import pytest
-from processes import finish_processes, start_processes
+from processes import ROOT, finish_processes, start_processes
 
 from hybrid_jax.runtime.lock import FolderLock
 
@@ -23,6 +23,12 @@ def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "run.yaml"
     path.write_text(kill.CONFIG)
     return path
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 def command(config, *overrides):
@@ -115,7 +121,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, config):
     )  # fmt: skip
     message = one_line(result, 1)
     assert "cannot be saved" in message and "File too large" in message
-    assert "the last good one is step 4" in message
+    assert re.search("the last good (one|checkpoint) is step 4", message)
     result = train(config, *small, "train.steps=8")
     assert result.returncode == 0, result.stderr
     assert "going on from step 4" in result.stdout
@@ -141,6 +147,15 @@ def test_a_log_that_cannot_be_written_names_itself_and_the_last_good_checkpoint(
     message = one_line(train(config, *small, "train.steps=400", "checkpoint.every=null"), 1)
     assert f"{tmp_path}/metrics.jsonl cannot be written to: No space left on device" in message
     assert f"the last good checkpoint is step 4 in {tmp_path}/checkpoints" in message
+
+
+def test_stdout_on_a_full_disk_ends_the_run(config):
+    options = ["train.steps=4", "checkpoint.every=null"]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            command(config, *options), stdout=full, stderr=subprocess.PIPE, text=True, timeout=300
+        )
+    assert one_line(result, 1) == "error: stdout: No space left on device"
 
 
 def wait_for_step(process, folder: Path, step: int):

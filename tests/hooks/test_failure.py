@@ -51,7 +51,5 @@ def test_a_failure_ends_the_run_at_the_next_step():
 def test_the_last_record_of_the_log_counts():
     log, hook = make([], [Failing()])
     log.write(9, {"eval_loss": 2.5})
-    with pytest.raises(
-        RunError, match=r"the file cannot be written to: No space .* after step 9, "
-    ):
+    with pytest.raises(RunError, match=r"the file cannot be written to: .* after step 9, "):
         hook.on_end(STATE)
