@@ -34,7 +34,8 @@ def gather(shards: PyTree, placements: PyTree, *, first_dim: int = 0, root: str 
     """
 
     def gather_leaf(shard, placement):
-        # Innermost axis first: one axis at a time is what XLA:TPU lowers to a plain all-gather.
+        # Innermost axis first. Over two axes at once XLA:TPU gathers on closed tori of three dims;
+        # on 64 and more chips of v5e or v6e it makes an all-reduce, of twice the bytes.
         for axis in reversed(placement.zero_axes):
             shard = lax.all_gather(shard, axis, axis=placement.zero_dim - first_dim, tiled=True)
         return shard
@@ -57,7 +58,8 @@ def reduce_scatter(
             return grad
         dim = placement.zero_dim - first_dim
         before, after = grad.shape[: dim + 1], grad.shape[dim + 1 :]
-        # XLA:TPU scatters only the last two dims of an array: of any other it makes an all-reduce.
+        # XLA:TPU scatters only the last two dims of an array: of any other it makes an all-reduce,
+        # on closed tori too.
         total = grad.reshape(*before, -1) if len(after) > 1 else grad
         total = total.astype(jnp.float32)
         if total.ndim == 1:

@@ -1,4 +1,4 @@
-"""Bytes of steps compiled for absent v5e chips, against formulas written out from their sizes.
+"""Bytes of steps compiled for absent chips, against formulas written out from their sizes.
 
 bf16 compute: a gathered entry is 2 bytes, a reduced gradient 4. XLA:TPU differs from what is
 written in one thing: a reduce-scatter of a vector becomes an all-reduce, of twice the bytes. Sizes
@@ -7,12 +7,16 @@ are such that it pads no reduce-scatter of a matrix, as it may (by a few percent
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import optax
 import pytest
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+from test_ledger import absent
 
 import hybrid_jax as hj
-from hybrid_jax.hardware.cluster import Cluster
-from hybrid_jax.plan.compilers import absent_devices, environment
+from hybrid_jax.inspect.ledger import ledger
 from hybrid_jax.plan.traffic import transfers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -38,19 +42,12 @@ CONFIG = hj.models.preset(
 
 @pytest.fixture(scope="module")
 def devices():
-    pytest.importorskip("libtpu", reason="ahead-of-time compilation for TPU needs the [aot] extra")
-    cluster = Cluster.of("v5e:2x4")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(cluster, {}).items():
-            patch.setenv(name, value)
-        yield absent_devices(cluster)
+    return absent("v5e:2x4")
 
 
 @pytest.fixture
 def uncached():
     """Programs for absent devices cannot be read back from the persistent cache."""
-    import jax
-
     above = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     yield
@@ -64,9 +61,9 @@ def make(devices, strategy):
 
 def sent(devices, strategy, batch):
     """Bytes by (axes, kind)."""
-    ledger = hj.inspect(make(devices, strategy), (batch, T)).ledger
+    book = hj.inspect(make(devices, strategy), (batch, T)).ledger
     totals: dict[tuple[str, str], float] = {}
-    for total in ledger.by_axis():
+    for total in book.by_axis():
         key = "+".join(total.axes), total.kind
         totals[key] = totals.get(key, 0) + total.wire_bytes
     return totals
@@ -103,6 +100,21 @@ def test_zero_1(devices, uncached, microbatches):
     assert more == once(8, 4 * (vectors + 2 * SCALARS))
 
 
+def test_zero_3(devices, uncached):
+    """Layers are gathered forward and backward, their gradients scattered, in every microbatch."""
+    strategy = hj.Strategy(data=8, zero=3, microbatches=2)
+    batch, times = 16, 2
+    found = sent(devices, strategy, batch)
+    matrices, vectors = L * LAYER, L * NORMS
+    assert found == {
+        ("data", "all-gather"): once(8, 2 * (2 * times * (matrices + vectors) + 2 * V * D + D)),
+        ("data", "reduce-scatter"): once(8, 4 * (times * matrices + 2 * V * D)),
+        ("data", "all-reduce"): 2 * once(8, 4 * (times * vectors + D + SCALARS)),
+    }
+    more = on_axis(found, "data") - planned(strategy, batch, "data")
+    assert more == once(8, 4 * (times * vectors + D + 2 * SCALARS))
+
+
 def test_stage_data_and_model(devices, uncached):
     stages, data, model, microbatches = 2, 2, 2, 4
     strategy = hj.Strategy(stage=stages, data=data, model=model, microbatches=microbatches)
@@ -134,6 +146,35 @@ def test_stage_data_and_model(devices, uncached):
     assert on_axis(found, "stage") - planned(strategy, batch, "stage") == once(stages, 4 * D)
     twice = once(data, 4 * (vectors + D / stages))
     assert on_axis(found, "data") - planned(strategy, batch, "data") == twice
+
+
+@pytest.mark.parametrize(
+    ("name", "at_once"), [("v5p:4x4x4", "all-gather"), ("v5e:8x8", "all-reduce")]
+)
+def test_why_parameters_are_gathered_axis_by_axis(uncached, name, at_once):
+    """Axis by axis a gather stays one on every torus, and sends as much."""
+    mesh = hj.make_mesh(hj.Strategy(stage=4, data=16), absent(name))
+    spec = PartitionSpec(("stage", "data"))
+    x = jax.ShapeDtypeStruct((4096, D), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+
+    def compiled(gather):
+        whole = jax.shard_map(
+            lambda x: 2 * gather(x),
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+        book = ledger(jax.jit(whole).lower(x).compile().as_text(), mesh)
+        return {row.kind for row in book.rows}, book.wire_bytes()
+
+    def by_axis(x):
+        return lax.all_gather(lax.all_gather(x, "data", tiled=True), "stage", tiled=True)
+
+    sends = once(64, 2 * 4096 * D)
+    assert compiled(by_axis) == ({"all-gather"}, sends)
+    both = compiled(lambda x: lax.all_gather(x, ("stage", "data"), tiled=True))
+    assert both == ({at_once}, sends * (2 if at_once == "all-reduce" else 1))
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "interleaved"])

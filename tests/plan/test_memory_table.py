@@ -70,6 +70,28 @@ def test_parameters_are_gathered_once(row):
     assert predicted_bytes(row, "data", "parameters") == pytest.approx(compiled, rel=2e-3)
 
 
+LAYER_BY_LAYER = [row for row in ROWS if row.triple.layout.zero == 3 and row.is_current]
+
+
+@pytest.mark.parametrize("row", LAYER_BY_LAYER, ids=lambda row: row.triple.name)
+def test_layers_are_gathered_forward_and_backward(row):
+    """XLA:TPU gathers vectors by all-reduces, of twice the bytes."""
+    vectors = row.compiled["sent"]["data all-reduce bf16"][1] / 2
+    compiled = compiled_bytes(row, "data", "all-gather") + vectors
+    assert predicted_bytes(row, "data", "parameters") == pytest.approx(compiled, rel=1e-6)
+
+
+def test_a_gather_over_a_whole_cube_stays_a_gather():
+    """Seven matrices a layer, forward and backward, embedding and output kernel; of the bytes that
+    all-reduces send in bf16, all are those of the norms."""
+    name = "llama2-7b v5p:4x4x4 64x4096 data=64 zero=3"
+    (row,) = (row for row in ROWS if row.triple.name == name)
+    config, sent = MODELS["llama2-7b"], row.compiled["sent"]
+    assert sent["data all-gather bf16"][0] == 2 * 7 * config.num_layers + 2 == 450
+    vectors = (2 * 2 * config.num_layers + 1) * config.embed_dim
+    assert sent["data all-reduce bf16"][1] == 2 * 63 / 64 * 2 * vectors
+
+
 @pytest.mark.parametrize(
     "row", [row for row in PLAIN if row.triple.layout.stage > 2], ids=lambda row: row.triple.name
 )
