@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,63 +40,104 @@ def from_linen(
       UserError: the module holds collections other than "params", its dropout is off in training
         mode, or on in evaluation mode.
     """
-    name = type(module).__name__
+    name, parameters = type(module).__name__, call_parameters(module)
     switches = with_usual(switches)
-    parameters = call_parameters(module)
     fields = {field.name for field in dataclasses.fields(module)} - {"name", "parent"}
     told = {switch for switch in switches if switch in parameters or switch in fields}
     check_call(module, len(example_args), told & parameters.keys())
-
-    def in_its_mode(training: bool) -> tuple[linen.Module, dict[str, Any]]:
-        values = {k: v for k, v in in_mode(switches, training=training).items() if k in told}
-        attributes: dict[str, Any] = {k: v for k, v in values.items() if k not in parameters}
-        return module.clone(**attributes), {k: v for k, v in values.items() if k in parameters}
-
-    modes = {training: in_its_mode(training) for training in (True, False)}
-
-    def init_boxed(key: jax.Array, *args: Any) -> PyTree:
-        module, arguments = modes[False]
-        return unfreeze(module.init(key, *args, **arguments))
-
-    boxed = jax.eval_shape(init_boxed, jax.random.key(0), *example_args)
-    remedy = "use LayerNorm, RMSNorm or GroupNorm instead of batch statistics"
-    refuse_state(name, sorted(boxed.keys() - {"params"}), remedy)
+    modes = _Modes(
+        *(
+            _in_mode(module, {k: v for k, v in in_mode(switches, training=on).items() if k in told})
+            for on in (True, False)
+        )
+    )
+    boxed = jax.eval_shape(modes.init, jax.random.key(0), *example_args)
+    _refuse_collections(name, boxed.keys() - {"params"})
+    shapes = _unbox(boxed.get("params", {}))
 
     def init(key: jax.Array) -> Params:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example_args)
-        return masters(_unbox(init_boxed(key, *zeros).get("params", {})), name)
-
-    def call(params: Params, args: tuple, rngs: dict[str, jax.Array], *, training: bool) -> Any:
-        module, arguments = modes[training]
-        return module.apply({"params": params}, *args, rngs=rngs, **arguments)
+        return masters(_unbox(modes.init(key, *zeros).get("params", {})), name)
 
     def apply(params: Params, *args: Any, key: jax.Array | None = None) -> Any:
-        return call(params, args, {} if key is None else _streams(key), training=key is not None)
+        return modes.call(params, args, key, training=key is not None)
 
-    def trace(training: bool, key: jax.Array | None = None) -> dict[str, bool]:
-        rngs = {} if key is None else _streams(key)
-        with linen.intercept_methods(_note_dropouts(seen := {})):
-            run = lambda params, *args: check_output(
-                call(params, args, rngs, training=training), name
-            )
-            jax.eval_shape(run, _unbox(boxed.get("params", {})), *example_args)
-        return seen
+    def trial(key: jax.Array | None, training: bool) -> dict[str, bool] | None:
+        return _try(modes, shapes, example_args, name, key=key, training=training)
 
-    def draws(training: bool) -> bool:
-        try:
-            trace(training)
-        except errors.InvalidRngError:
-            return True
-        return False
-
-    dropouts = trace(training=True, key=jax.random.key(0))
+    key = jax.random.key(0)
+    dropouts = trial(key, training=True) or {}
     silent = [what for what, is_off in dropouts.items() if is_off]
     refuse_silent_dropout(name, silent, _candidates(module, told))
-    if draws(training=False):
-        active = trace(training=False, key=jax.random.key(0))
-        refuse_random_evaluation(name, [what for what, is_off in active.items() if not is_off])
+    if trial(None, training=False) is None:
+        dropouts = trial(key, training=False) or {}
+        refuse_random_evaluation(name, [what for what, is_off in dropouts.items() if not is_off])
+    stochastic = trial(None, training=True) is None
     axes = jax.tree.map(_boxed_names, boxed.get("params", {}), is_leaf=_is_boxed)
-    return Functional(name, init, axes, apply, draws(training=True), frozenset(told))
+    return Functional(name, init, axes, apply, stochastic, frozenset(told))
+
+
+class _Told(NamedTuple):
+    """A module that has been told its mode by attributes, and what its call is told besides."""
+
+    module: linen.Module
+    arguments: dict[str, Any]
+
+
+class _Modes(NamedTuple):
+    """A module in its two modes."""
+
+    training: _Told
+    evaluation: _Told
+
+    def init(self, key: jax.Array, *args: Any) -> PyTree:
+        """Returns fresh variables, boxed with their names."""
+        module, arguments = self.evaluation
+        return unfreeze(module.init(key, *args, **arguments))
+
+    def call(
+        self, params: Params, args: Sequence[Any], key: jax.Array | None, *, training: bool
+    ) -> Any:
+        """Calls the module, with random streams if there is a key."""
+        module, arguments = self.training if training else self.evaluation
+        rngs = {} if key is None else _streams(key)
+        return module.apply({"params": params}, *args, rngs=rngs, **arguments)
+
+
+def _in_mode(module: linen.Module, values: Switches) -> _Told:
+    parameters = call_parameters(module)
+    attributes: dict[str, Any] = {k: v for k, v in values.items() if k not in parameters}
+    return _Told(module.clone(**attributes), {k: v for k, v in values.items() if k in parameters})
+
+
+def _try(
+    modes: _Modes,
+    params: PyTree,
+    args: Sequence[Any],
+    name: str,
+    *,
+    key: jax.Array | None,
+    training: bool,
+) -> dict[str, bool] | None:
+    """Traces a call; returns which dropouts were off, or None if it lacked random streams."""
+
+    def run(params: PyTree, *args: Any) -> Any:
+        return check_output(modes.call(params, args, key, training=training), name)
+
+    seen: dict[str, bool] = {}
+    try:
+        with linen.intercept_methods(_note_dropouts(seen)):
+            jax.eval_shape(run, params, *args)
+    except errors.InvalidRngError:
+        return None
+    return seen
+
+
+def _refuse_collections(name: str, collections: Collection[str]) -> None:
+    remedy = "use LayerNorm, RMSNorm or GroupNorm instead of batch statistics"
+    if "batch_stats" not in collections:
+        remedy = "compute what never changes in the call, or make it an attribute"
+    refuse_state(name, sorted(collections), remedy)
 
 
 def _streams(key: jax.Array) -> dict[str, jax.Array]:
