@@ -87,6 +87,14 @@ def folder_text(name: str, value: str | os.PathLike[str]) -> str:
     return text
 
 
+def is_folder(path: str) -> bool:
+    """Whether `path` is a folder that this process can see."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
 def _checked_text(name: str, value: Any, text: Any) -> str:
     if not isinstance(text, str):
         raise UserError(f"{name}={shown(value)} must be text: a path.")
