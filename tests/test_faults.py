@@ -139,14 +139,17 @@ def test_a_disk_that_only_tensorboard_finds_full_ends_the_run(tmp_path, config):
     assert message.endswith(", and no checkpoint was saved.")
 
 
-def test_a_log_that_cannot_be_written_names_itself_and_the_last_good_checkpoint(tmp_path, config):
+def test_a_full_disk_between_two_checkpoints_names_the_last_good_one(tmp_path, config):
     small = [f"train.output_dir={tmp_path}", "train.steps=4", "checkpoint.every=2"]
     assert train(config, *small).returncode == 0
-    (tmp_path / "metrics.jsonl").unlink()
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    message = one_line(train(config, *small, "train.steps=400", "checkpoint.every=null"), 1)
-    assert f"{tmp_path}/metrics.jsonl cannot be written to: No space left on device" in message
+    more = command(config, *small, "train.steps=400", "checkpoint.every=null")
+    limited = ["bash", "-c", "trap '' XFSZ; ulimit -f 8; exec \"$@\"", "bash"]
+    result = subprocess.run([*limited, *more], capture_output=True, text=True, timeout=300)
+    message = one_line(result, 1)
+    assert re.search("(metrics.jsonl|events.*) cannot be written to: File too large", message)
     assert f"the last good checkpoint is step 4 in {tmp_path}/checkpoints" in message
+    json_lines = (tmp_path / "metrics.jsonl").read_text()
+    assert json_lines.endswith("}\n")
 
 
 def test_stdout_on_a_full_disk_ends_the_run(config):

@@ -58,3 +58,12 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"folder '.*file' cannot be made: File exists"):
         Profile(1, 2, tmp_path / "file")
+
+
+def test_a_trace_that_cannot_be_written_is_a_failure(tmp_path):
+    (tmp_path / "plugins").touch()  # where the profiler wants a folder
+    profile = Profile(1, 2, tmp_path)
+    start = TrainState(jnp.int32(0), jnp.ones((64, 64)), ())
+    Trainer(Matmul(), Nothing(), steps=4, hooks=[profile]).fit(start)
+    assert profile.failure is not None
+    assert profile.failure.startswith(f"the trace in {tmp_path} cannot be written: ")
