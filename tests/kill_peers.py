@@ -1,8 +1,9 @@
 """Kills one of three processes at random instants and reports how the others end.
 
 `python tests/kill_peers.py [--kills 30] [--signal KILL|STOP] [--phases train save] [--seed 0]`
-prints one line a trial and a table at the end. A trial is good if every other process ends within the time-out with one line that
-names the victim and with status 75. test_kill_peers.py runs a short version.
+prints one line a trial and a table at the end. A trial is good if every other process ends within
+the time-out with status 75 and with one line that names the victim. test_kill_peers.py runs a short
+version.
 """
 
 import argparse
