@@ -1,8 +1,9 @@
 """Kills one of three processes at random instants and reports how the others end.
 
-`python tests/kill_peers.py [--kills 30] [--signal KILL|STOP] [--seed 0]`, one line a trial and a
-table at the end. A trial is good if every other process ends within the time-out with one line that
-names the victim and with status 75. test_kill_peers.py runs a short version.
+`python tests/kill_peers.py [--kills 30] [--signal KILL|STOP] [--phases train save] [--seed 0]`
+prints one line a trial and a table at the end. A trial is good if every other process ends within
+the time-out with status 75 and with one line that names the victim. test_kill_peers.py runs a short
+version.
 """
 
 import argparse
@@ -81,11 +82,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--signal", choices=["KILL", "STOP"], default="KILL")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chance, trials = random.Random(options.seed), []
     for number in range(options.kills):
-        phase = PHASES[number // COUNT % len(PHASES)]
+        phase = options.phases[number // COUNT % len(options.phases)]
         delay = chance.uniform(0, 6 if phase == "start" else 1)
         trial = kill(number % COUNT, phase, delay, signal.Signals[f"SIG{options.signal}"])
         trials.append(trial)

@@ -202,7 +202,7 @@ class Group:
         if "line" not in message:
             reason = message["reason"]
             line = reason if reason == self._problem else f"{self.peers[index]} ended: {reason}"
-            message = {"end": message["end"], "line": line}
+            message = {**message, "line": line}
         self._leave(message["end"], f"error: {message['line']}", message, but=index)
 
     def _leave(

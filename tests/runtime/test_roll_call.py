@@ -130,6 +130,15 @@ def test_an_error_in_one_process_is_the_end_of_all():
             assert results[index][1].endswith(f") ended: {reason}\n")
 
 
+def test_a_process_that_gives_up_waiting_shows_the_stacks_of_all():
+    wait = "time.sleep(0 if index == 1 else 60)\n"
+    code = "from hybrid_jax.runtime.watchdog import leave\nleave('no progress for 9 s.')"
+    for status, stderr in finish(start_all(3, f"then={wait}{code}")):
+        assert status == 75
+        assert "most recent call first" in stderr
+        assert stderr.splitlines()[-1].endswith("no progress for 9 s.")
+
+
 def test_an_error_that_another_process_caused_names_that_one():
     code = "time.sleep(1)\nraise RuntimeError('connection reset by peer')"
     members = start_all(3, f"then={code}")
