@@ -74,7 +74,16 @@ def test_a_number_of_chips_is_the_most_even_torus(count, torus):
         (8, "must be a name such as"),
         ({"chip": "h100"}, "needs 'chip'.*and 'devices'"),
         ({"chip": "h100", "devices": 8, "hbm_byte": 1}, "unknown field 'hbm_byte'.*Did you mean"),
-        ({"chip": "h100", "devices": 8, "hbm_bytes": "much"}, "must be a number, 0 or more"),
+        ({"chip": "h100", "devices": 8, "hbm_bytes": "much"}, "must be a finite number above 0"),
+        ({"chip": "h100", "devices": 8, "hbm_bytes": ".nan"}, "must be a finite number above 0"),
+        ({"chip": "h100", "devices": 8, "flops_bf16": 0}, "must be a finite number above 0"),
+        ({"chip": "h100", "devices": 8, "latency": -1}, "must be a finite number, 0 or more"),
+        ({"chip": "h100", "devices": 8, "host": 2.5}, "must be a whole number, at least 1"),
+        ({"chip": "v5p", "devices": 64, "wrap": 0}, "must be a whole number, at least 1"),
+        ({"chip": "v5p", "devices": 64, "domain": 10**400}, "must be a whole number, at least 1"),
+        ({"chip": "v5p", "devices": 64, "torus_dims": 1}, r"must be 0 \(a switch\), 2 or 3"),
+        ({"chip": "v5p", "devices": 64, "platform": "npu"}, "must be one of tpu, gpu, cpu"),
+        ({"chip": "v5p", "devices": 64, "name": 5}, "must be text"),
     ],
 )
 def test_names_that_mean_nothing(name, message):
