@@ -15,6 +15,7 @@ from hybrid_jax.config.strategy import MESH_AXES, Strategy
 from hybrid_jax.config.yaml_text import parse_yaml
 from hybrid_jax.errors import UserError, nearest
 from hybrid_jax.hardware.chips import CHIPS, Chip, chip_of_kind, with_jax_memory
+from hybrid_jax.hardware.fields import chip_field
 from hybrid_jax.hardware.links import Link, TorusDim, take_torus
 from hybrid_jax.hardware.topologies import check_torus, host_bounds, torus_of, wrapped_dims
 
@@ -224,19 +225,8 @@ def _from_mapping(fields: dict[str, Any]) -> Cluster:
                 f"unknown field {name!r} of a chip: the fields are {', '.join(known)}."
                 f"{nearest(str(name), known)}"
             )
-        if name not in ("name", "platform"):
-            fields[name] = _number(name, value)
+        fields[name] = chip_field(name, value)
     return _cluster(dataclasses.replace(_chip(base), **fields), str(sizes), f"{base}:{sizes}")
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        number = float(value)  # a mapping from elsewhere may have 9e10 as text
-    except (TypeError, ValueError, OverflowError):
-        number = -1
-    if not 0 <= number < math.inf or isinstance(value, bool):
-        raise UserError(f"chip field {name}={shown(value)} must be a number, 0 or more.")
-    return int(number) if isinstance(value, int) else number
 
 
 def _from_devices(devices: list[Any]) -> Cluster:

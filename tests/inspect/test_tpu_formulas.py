@@ -100,21 +100,6 @@ def test_zero_1(devices, uncached, microbatches):
     assert more == once(8, 4 * (vectors + 2 * SCALARS))
 
 
-def test_zero_3(devices, uncached):
-    """Layers are gathered forward and backward, their gradients scattered, in every microbatch."""
-    strategy = hj.Strategy(data=8, zero=3, microbatches=2)
-    batch, times = 16, 2
-    found = sent(devices, strategy, batch)
-    matrices, vectors = L * LAYER, L * NORMS
-    assert found == {
-        ("data", "all-gather"): once(8, 2 * (2 * times * (matrices + vectors) + 2 * V * D + D)),
-        ("data", "reduce-scatter"): once(8, 4 * (times * matrices + 2 * V * D)),
-        ("data", "all-reduce"): 2 * once(8, 4 * (times * vectors + D + SCALARS)),
-    }
-    more = on_axis(found, "data") - planned(strategy, batch, "data")
-    assert more == once(8, 4 * (times * vectors + D + 2 * SCALARS))
-
-
 def test_stage_data_and_model(devices, uncached):
     stages, data, model, microbatches = 2, 2, 2, 4
     strategy = hj.Strategy(stage=stages, data=data, model=model, microbatches=microbatches)
