@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from hybrid_jax.cli import bench, data, inspect, plan, train
-from hybrid_jax.errors import DISK_FAILURES, RunError, UserError, nearest, notify
+from hybrid_jax.errors import DISK_FAILURES, RunError, UserError, nearest
 from hybrid_jax.runtime.group import leave_group
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if status:
             leave_group(status, line or "error: nobody reads its output any more", wait=others)
         if line:
-            notify(line)
+            with contextlib.suppress(OSError):  # stderr may lie on the disk that is full
+                print(line, file=sys.stderr)
     finally:
         _release_output()
     return status

@@ -46,7 +46,8 @@ def child(folder: str, action: str, layout: str) -> None:
         checkpointer.save(train, train.init(jax.random.key(0)))
         checkpointer.close()
         return
-    jax.block_until_ready(train.put({"tokens": jax.numpy.zeros((16, 8), int)}))  # starts XLA
+    tokens = jax.numpy.zeros((16, 8), int)
+    jax.block_until_ready(train.put({"tokens": tokens, "targets": tokens}))  # starts XLA
     before, peak = resident(), [0]
     done = threading.Event()
 
