@@ -100,7 +100,7 @@ def test_numbers_of_numpy_become_those_of_python(name):
     section, _, field = name.partition(".")
     default = getattr(MAKERS[section](), field)
     for kind in kinds:
-        value = kind(1 if default is None else default)
+        value = kind(1 if default in (None, "auto") else default)
         stored = getattr(make(name, value), field)
         assert type(stored) is (int if name in WHOLE else float)
         assert stored == value
