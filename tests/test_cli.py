@@ -222,7 +222,7 @@ def test_a_mistake_is_one_line_and_status_2(config, capsys, arguments, message):
         ),
         (
             ["train.output_dir=/dev/null/x"],
-            ("folder '/dev/null/x/checkpoints' cannot be written to: Not a directory",),
+            ("train.output_dir='/dev/null/x' must be a folder, but '/dev/null' is none",),
         ),
         (
             ["strategy.rules=megatrn"],
