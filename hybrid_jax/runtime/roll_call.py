@@ -23,6 +23,7 @@ from hybrid_jax.runtime.notices import Notices
 GREETING = "hybrid_jax 1"
 _STRANGER_SECONDS = 10.0
 _MAX_STRANGERS = 64
+_LATE_SECONDS = 10.0  # for those who come when the roll call has failed, to be told why
 
 Meeting = tuple[dict[int, Peer], dict[int, Channel]]
 """All processes by index, and the connections of this one: process 0 has one to each of the
@@ -88,29 +89,33 @@ def gather(listener: socket.socket, count: int, join_seconds: float) -> Meeting:
         listener.setblocking(False)
         hall = _Hall(own, count, selector)
         selector.register(listener, selectors.EVENT_READ)
-        notices, deadline = Notices(), time.monotonic() + join_seconds
-        while len(hall.members) < count - 1:
-            for key, _ in selector.select(timeout=0.2):
-                if key.fileobj is listener:
-                    hall.admit(listener)
-                else:
-                    hall.listen_to(key.fileobj)
-            hall.drop_strangers()
-            missing = hall.missing()
-            if missing and time.monotonic() > deadline:
-                hall.dismiss(
-                    TemporaryError,
-                    f"{missing} did not join within {join_seconds:g} s (train.join_seconds): look "
-                    "at its log, or whether it was started and reaches the coordinator.",
-                )
-            elif missing:
-                notices.show(hall.missing)
+        try:
+            _call(hall, listener, time.monotonic() + join_seconds, join_seconds)
+        except UserError:
+            hall.tell_latecomers(listener)
+            raise
         hall.strangers.clear()
     peers = {0: own} | {index: peer for index, (peer, _) in hall.members.items()}
     channels = {index: channel for index, (_, channel) in hall.members.items()}
     for channel in channels.values():
         channel.send({"all": [list(peer) for peer in peers.values()]})
     return peers, channels
+
+
+def _call(hall: _Hall, listener: socket.socket, deadline: float, join_seconds: float) -> None:
+    """Waits until all have come."""
+    notices = Notices()
+    while len(hall.members) < hall.count - 1:
+        hall.receive(listener)
+        missing = hall.missing()
+        if missing and time.monotonic() > deadline:
+            hall.dismiss(
+                TemporaryError,
+                f"{missing} did not join within {join_seconds:g} s (train.join_seconds): look at "
+                "its log, or whether it was started and reaches the coordinator.",
+            )
+        elif missing:
+            notices.show(hall.missing)
 
 
 class _Hall:
@@ -120,6 +125,23 @@ class _Hall:
         self.own, self.count, self.selector = own, count, selector
         self.members: dict[int, tuple[Peer, Channel]] = {}
         self.strangers: dict[Channel, float] = {}
+        self.refused: list[Channel] = []
+        self.refusal: dict[str, Any] | None = None
+
+    def receive(self, listener: socket.socket) -> None:
+        """Lets in who waits, listens to who speaks, drops who does not introduce itself."""
+        for key, _ in self.selector.select(timeout=0.2):
+            if key.fileobj is listener:
+                self.admit(listener)
+            else:
+                self.listen_to(key.fileobj)
+        self.drop_strangers()
+
+    def tell_latecomers(self, listener: socket.socket) -> None:
+        """Answers those who come after the roll call has failed: they would wait in vain."""
+        end = time.monotonic() + _LATE_SECONDS
+        while len(self.members) + len(self.refused) < self.count - 1 and time.monotonic() < end:
+            self.receive(listener)
 
     def admit(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # gone again
@@ -144,6 +166,10 @@ class _Hall:
             raise ValueError("another program")
         peer = Peer(int(message["index"]), str(message["host"]), int(message["pid"]))
         del self.strangers[channel]
+        if self.refusal is not None:
+            self.refused.append(channel)
+            self._refuse(channel)
+            return
         taken = self.own if peer.index == 0 else self.members.get(peer.index, (None,))[0]
         # A second of the same index is kept too, under none, to be told.
         self.members[peer.index if taken is None else -1] = (peer, channel)
@@ -163,7 +189,7 @@ class _Hall:
 
     def _hung_up(self, channel: Channel) -> None:
         for index, (peer, theirs) in list(self.members.items()):
-            if theirs is channel:
+            if theirs is channel and self.refusal is None:
                 del self.members[index]
                 self.dismiss(TemporaryError, f"{peer} ended before all processes had joined.")
         self._drop(channel)
@@ -190,8 +216,12 @@ class _Hall:
 
     def dismiss(self, error: type[RunError] | type[UserError], reason: str) -> NoReturn:
         """Ends the roll call for everyone with the same reason."""
+        self.refusal = {"end": error.status, "reason": reason}
         for _, channel in self.members.values():
-            channel.send({"end": error.status, "reason": reason})
-            with contextlib.suppress(OSError):
-                channel.connection.shutdown(socket.SHUT_WR)
+            self._refuse(channel)
         raise error(reason)
+
+    def _refuse(self, channel: Channel) -> None:
+        channel.send(self.refusal or {})
+        with contextlib.suppress(OSError):
+            channel.connection.shutdown(socket.SHUT_WR)
