@@ -231,7 +231,7 @@ def test_several_processes_are_refused_together(tmp_path, config):
 def test_a_folder_that_cannot_be_written_to(tmp_path, config):
     (tmp_path / "file").write_text("")
     result = train(config, f"train.output_dir={tmp_path}/file/out")
-    assert "cannot be written to" in one_line(result, 2)
+    assert f"must be a folder, but '{tmp_path}/file' is none" in one_line(result, 2)
 
 
 def test_checkpoints_need_a_folder(config):

@@ -142,7 +142,7 @@ class Group:
                     self._beat()
                     beat = now
                 # A process that was itself stopped or starved for a while blames nobody for it.
-                self._count_silence(min(now - before, 2 * _BEAT_SECONDS))
+                self._count_silence(min(now - before, _BEAT_SECONDS))
                 before = now
 
     def _receive(self, index: int) -> bool:
