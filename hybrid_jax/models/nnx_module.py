@@ -48,7 +48,7 @@ def from_nnx(
 
     >>> linear = from_nnx(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
     >>> params = linear.init(jax.random.key(0))
-    >>> linear.apply(params, jnp.ones((1, 3))).shape
+    >>> linear.apply(params, jax.numpy.ones((1, 3))).shape
     (1, 2)
 
     Args:
