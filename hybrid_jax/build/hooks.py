@@ -59,7 +59,7 @@ def build_hooks(
 
     if config.train.profile_steps is not None:
         assert config.train.output_dir is not None, "the config has checked it"
-        folder = Path(config.train.output_dir).expanduser() / "profile"
+        folder = Path(config.train.output_dir) / "profile"
         profile = Profile(*config.train.profile_steps, folder)
         hooks.append(profile)
         writers.append(profile)
@@ -102,7 +102,7 @@ def build_watchdog(config: RunConfig) -> contextlib.AbstractContextManager[Watch
     seconds, folder = config.train.stall_seconds, config.train.output_dir
     if seconds is None:
         return contextlib.nullcontext()
-    path = None if folder is None else Path(folder).expanduser() / "heartbeats"
+    path = None if folder is None else Path(folder) / "heartbeats"
     limit = None if isinstance(seconds, str) else seconds
     return Watchdog(limit, path, jax.process_index(), jax.process_count())
 

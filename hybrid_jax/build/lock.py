@@ -26,7 +26,7 @@ def lock_folders(config: RunConfig) -> Iterator[list[FolderLock]]:
       RunError: the disk is full or broken.
     """
     given = [config.train.output_dir, config.checkpoint_folder]
-    folders = {Path(folder).expanduser().resolve(): folder for folder in given if folder}
+    folders = {Path(folder).resolve(): folder for folder in given if folder}
     with contextlib.ExitStack() as stack:
         locks: list[FolderLock] = []
         refusal = None

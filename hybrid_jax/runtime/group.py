@@ -111,7 +111,7 @@ class Group:
         self._exit_at = time.monotonic() + self.peer_seconds
 
     def end(self, status: int, line: str, *, wait: bool = False, stacks: bool = False) -> NoReturn:
-        """Prints why this process ends, tells the others, and ends with this status, as they do.
+        """Prints why this process ends, informs the others, and ends with this status, as they do.
 
         No destructor and no `finally` runs: they might wait for processes that are gone.
 
