@@ -22,6 +22,9 @@ class _OneLine(Exception):
     no file 'a\\nb': check the path.
     """
 
+    found_elsewhere = False
+    """Whether another process has found it, and is about to tell it in its own words."""
+
     def __str__(self) -> str:
         return super().__str__().replace("\n", "\\n").replace("\r", "\\r")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import jax
 
-from hybrid_jax.checkpoint.processes import shared
+from hybrid_jax.checkpoint.processes import raise_shared
 from hybrid_jax.config.run import RunConfig
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import RunError, UserError
 from hybrid_jax.runtime.lock import FolderLock
 
 
@@ -33,11 +33,10 @@ def lock_folders(config: RunConfig) -> Iterator[list[FolderLock]]:
         if jax.process_index() == 0:
             try:
                 locks = [stack.enter_context(FolderLock(path)) for path in folders]
-            except Exception as error:
+            except (UserError, RunError) as error:
                 refusal = error
-        found = shared(None if refusal is None else str(refusal))
-        if refusal is not None:
-            raise refusal
-        if found is not None:
-            raise UserError(f"the run's folders cannot be used: {found}.")
+        raise_shared(
+            None if refusal is None else str(refusal),
+            lambda found: refusal or UserError(f"the run's folders cannot be used: {found}."),
+        )
         yield locks

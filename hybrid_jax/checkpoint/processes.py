@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from hybrid_jax.checkpoint.manifest import Damaged
+from hybrid_jax.errors import RunError, UserError
 
 T = TypeVar("T")
 
@@ -42,6 +43,17 @@ def shared(problem: str | None) -> str | None:
     if problem is None and others:
         return f"process {others[0]} has found it, and says why"
     return problem
+
+
+def raise_shared(problem: str | None, error: Callable[[str], UserError | RunError]) -> None:
+    """Raises `error(problem)` if any process has a problem; those without name one that has.
+
+    It waits until all processes have called it.
+    """
+    if found := shared(problem):
+        raised = error(found)
+        raised.found_elsewhere = problem is None
+        raise raised
 
 
 def anywhere(condition: bool) -> bool:

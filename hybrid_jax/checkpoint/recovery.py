@@ -9,7 +9,7 @@ from hybrid_jax.checkpoint import integrity
 from hybrid_jax.checkpoint.arrays import check_arrays, check_digests, read_arrays
 from hybrid_jax.checkpoint.folder import StepFolder
 from hybrid_jax.checkpoint.manifest import Damaged, Manifest
-from hybrid_jax.checkpoint.processes import anywhere, from_first, shared, together
+from hybrid_jax.checkpoint.processes import anywhere, from_first, raise_shared, together
 from hybrid_jax.errors import UserError
 
 Nested = dict[str, Any]
@@ -80,8 +80,7 @@ def _choose(folder: StepFolder, step: int | None) -> int:
         found = folder.find(step)
     except UserError as error:
         problem = str(error)
-    if problem := shared(problem):
-        raise UserError(problem)
+    raise_shared(problem, UserError)
     return from_first(found)
 
 

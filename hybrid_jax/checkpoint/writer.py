@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from hybrid_jax.checkpoint import housekeeping
 from hybrid_jax.checkpoint.folder import StepFolder
 from hybrid_jax.checkpoint.manifest import Manifest
-from hybrid_jax.checkpoint.processes import anywhere, shared, wait_for_all
+from hybrid_jax.checkpoint.processes import anywhere, raise_shared, wait_for_all
 from hybrid_jax.checkpoint.retention import Retention
 from hybrid_jax.checkpoint.verification import Verification, cannot_save
 from hybrid_jax.errors import RunError, UserError
@@ -41,8 +41,7 @@ class Writer:
         self._part = part
         self._verification: Verification | None = None
         self._is_pending = False
-        if problem := shared(housekeeping.make_writable(folder.path, part[0])):
-            raise UserError(problem)
+        raise_shared(housekeeping.make_writable(folder.path, part[0]), UserError)
         if part[0] == 0:
             housekeeping.tidy(folder.path)
         wait_for_all("checkpoint folder is tidy")
@@ -106,10 +105,8 @@ class Writer:
         """
         if not self._is_pending:
             return
-        failure = shared(self.join())
         self._is_pending = False
-        if failure:
-            raise self._failed(failure)
+        raise_shared(self.join(), self._failed)
         if self._part[1] > 1:
             self._prune()  # only now has every process stamped its share
             wait_for_all("older steps deleted")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hybrid_jax.cli import bench, data, inspect, plan, train
 from hybrid_jax.errors import DISK_FAILURES, RunError, UserError, nearest
-from hybrid_jax.runtime.group import leave_group
+from hybrid_jax.runtime.group import FOUND_ELSEWHERE, MAY_BE_ELSEWHERE, leave_group
 
 if TYPE_CHECKING:
     from hybrid_jax.config.draft import Draft
@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     all of them, see `runtime.group`.
     """
     try:
-        status, line, others = _run(arguments)
+        status, line, wait = _run(arguments)
         if status:
-            leave_group(status, line or "error: nobody reads its output any more", wait=others)
+            leave_group(status, line or "error: nobody reads its output any more", wait=wait)
         if line:
             with contextlib.suppress(OSError):  # stderr may lie on the disk that is full
                 print(line, file=sys.stderr)
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(arguments: Sequence[str] | None) -> tuple[int, str, bool]:
-    """Returns the exit status, what to print, and whether another process may be the cause."""
+def _run(arguments: Sequence[str] | None) -> tuple[int, str, float]:
+    """Returns the exit status, what to print, and how long the news of a cause is awaited."""
     try:
         options = vars(_parse(sys.argv[1:] if arguments is None else arguments))
         command = options.pop("command")
@@ -61,18 +61,19 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str, bool]:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read it, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1, "", False
+        return 1, "", 0.0
     except UserError as error:
-        return error.status, f"error: {error}", False
+        return error.status, f"error: {error}", FOUND_ELSEWHERE if error.found_elsewhere else 0.0
     except RunError as error:
-        return error.status, f"error: {error}", True
+        wait = FOUND_ELSEWHERE if error.found_elsewhere else MAY_BE_ELSEWHERE
+        return error.status, f"error: {error}", wait
     except OSError as error:
         if error.errno not in DISK_FAILURES:
             raise
-        return 1, f"error: {error.filename or 'stdout'}: {error.strerror}", False
+        return 1, f"error: {error.filename or 'stdout'}: {error.strerror}", 0.0
     except KeyboardInterrupt:
-        return 130, "interrupted", False
-    return 0, "", False
+        return 130, "interrupted", 0.0
+    return 0, "", 0.0
 
 
 def _release_output() -> None:

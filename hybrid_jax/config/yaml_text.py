@@ -136,6 +136,19 @@ class _StrictLoader(yaml.SafeLoader):
             lines[key.value] = _line(key.start_mark)
         return node
 
+    def flatten_mapping(self, node: Any) -> None:
+        # PyYAML 6.0.4 lets the last of several merged mappings win; in YAML the first does.
+        pairs: dict[str, Any] = {}
+        for key, value in node.value:
+            if key.tag == f"{_TAG}merge":
+                for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if not isinstance(merged, yaml.MappingNode):
+                        raise _Refused("'<<' takes a mapping or a list of them", merged.start_mark)
+                    self.flatten_mapping(merged)
+                    pairs = {pair[0].value: pair for pair in merged.value} | pairs
+        own = {key.value: (key, value) for key, value in node.value if key.tag != f"{_TAG}merge"}
+        node.value = list((pairs | own).values())
+
 
 class _StrictDumper(yaml.SafeDumper):
     """Quotes the texts that the loader would take for something else."""

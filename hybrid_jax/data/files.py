@@ -50,7 +50,11 @@ class InputFile:
         try:
             self._check_unchanged()
             with opener(Path(self.path), "rb") as file:
-                yield cast(BinaryIO, file)
+                try:
+                    yield cast(BinaryIO, file)
+                except Exception:  # what was read before may not fit what was read after
+                    self._check_unchanged()
+                    raise
             self._check_unchanged()
         except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
             raise UserError(

@@ -26,8 +26,13 @@ from hybrid_jax.runtime.last_words import flush_output, send_last
 from hybrid_jax.runtime.notices import Notices
 
 _BEAT_SECONDS = 1.0
-# How long a process that hit an error waits for the news that another one died and caused it.
-_VERDICT_SECONDS = 5.0
+
+MAY_BE_ELSEWHERE = 5.0
+"""Seconds that a process with an error waits for the news that another one died and caused it."""
+
+FOUND_ELSEWHERE = 10.0
+"""Seconds that it waits for another one, with that error, to tell it first."""
+
 _REMEDY = "start all processes again, the run resumes from its last checkpoint"
 
 
@@ -110,18 +115,17 @@ class Group:
         # All have done their work. Should one die in what is left, JAX would wait for minutes.
         self._exit_at = time.monotonic() + self.peer_seconds
 
-    def end(self, status: int, line: str, *, wait: bool = False, stacks: bool = False) -> NoReturn:
+    def end(self, status: int, line: str, *, wait: float = 0.0, stacks: bool = False) -> NoReturn:
         """Prints why this process ends, informs the others, and ends with this status, as they do.
 
         No destructor and no `finally` runs: they might wait for processes that are gone.
 
         Args:
-          wait: whether another process may have caused it; its name is awaited for some seconds,
-            and printed instead.
+          wait: seconds for another process, which may have caused it, to say so; that is printed
+            instead.
           stacks: whether the others show what they are doing.
         """
-        if wait:
-            time.sleep(_VERDICT_SECONDS)
+        time.sleep(wait)
         self._ending.acquire()
         reason = line.strip().splitlines()[-1].removeprefix("error: ")
         self._leave(status, line, {"end": status, "reason": reason, "stacks": stacks})
@@ -226,7 +230,7 @@ class Group:
         if issubclass(kind, KeyboardInterrupt):
             self.end(130, "interrupted")
         text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
-        self.end(1, text, wait=True)
+        self.end(1, text, wait=MAY_BE_ELSEWHERE)
 
     def _await(self, remaining: Callable[[], object], what: str | None = None) -> None:
         """Waits while something remains; process 0 prints which processes it waits for."""
@@ -266,7 +270,7 @@ def join_group(group: Group) -> Group:
     return group
 
 
-def leave_group(status: int, line: str, **how: bool) -> None:
+def leave_group(status: int, line: str, *, wait: float = 0.0, stacks: bool = False) -> None:
     """Ends this process and all others of its run, see `Group.end`; returns if there are none."""
     if _current is not None:
-        _current.end(status, line, **how)
+        _current.end(status, line, wait=wait, stacks=stacks)

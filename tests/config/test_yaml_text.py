@@ -59,8 +59,7 @@ def complaint(text: str) -> str:
          "the stream, but found another document."),
         ("a:\n\tb: 1", "a file is not YAML: line 2, column 1: found character '\\t' that cannot "
          "start any token."),
-        ("a: {<<: 3}", "a file is not YAML: line 1, column 9: expected a mapping or list of "
-         "mappings for merging, but found scalar."),
+        ("a: {<<: 3}", "a file, line 1: '<<' takes a mapping or a list of them."),
         ("a: \0", "a file is not YAML: unacceptable character #x0000: special characters are not "
          "allowed."),
     ],

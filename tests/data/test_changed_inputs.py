@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from hybrid_jax.data.bpe import train_bpe
+from hybrid_jax.data.files import find_files
 from hybrid_jax.data.open import open_source
 from hybrid_jax.data.prepare import prepare
 from hybrid_jax.data.progress import Silent
@@ -109,6 +110,14 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, name, write, workers):
         path.write_bytes(original)
         source = prepare([path], tmp_path / "out", **options)
     assert source.tokens.tolist() == [ord("x"), 257] * 12
+
+
+def test_what_a_changed_file_seems_to_hold_is_not_told(tmp_path):
+    write_parquet(tmp_path / "a.parquet", "x")
+    (file,), _ = find_files([tmp_path / "a.parquet"])
+    with pytest.raises(UserError, match="a.parquet has changed since it was found"), file.open():
+        (tmp_path / "a.parquet").write_bytes(b"")
+        raise UserError("cannot be read as parquet")
 
 
 @pytest.mark.parametrize(("name", "write"), [("a.jsonl", write_jsonl), ("a.jsonl.gz", write_gz)])

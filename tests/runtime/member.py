@@ -10,7 +10,7 @@ import time
 
 from hybrid_jax.errors import RunError, UserError
 from hybrid_jax.runtime.attendance import attend
-from hybrid_jax.runtime.group import Group, join_group, leave_group
+from hybrid_jax.runtime.group import MAY_BE_ELSEWHERE, Group, join_group, leave_group
 from hybrid_jax.runtime.roll_call import gather, listen
 
 
@@ -32,6 +32,7 @@ if __name__ == "__main__":
     try:
         main(int(port), int(count), int(index), dict(word.split("=", 1) for word in rest))
     except (RunError, UserError) as error:
-        leave_group(error.status, f"error: {error}", wait=isinstance(error, RunError))
+        wait = MAY_BE_ELSEWHERE if isinstance(error, RunError) else 0.0
+        leave_group(error.status, f"error: {error}", wait=wait)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)
