@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybrid_jax import models
-    from hybrid_jax.bench.compare import bench
+    from hybrid_jax.analysis.report import inspect
+    from hybrid_jax.benchmark.compare import bench
     from hybrid_jax.checkpoint.checkpointer import Checkpointer
     from hybrid_jax.config.strategy import Strategy
     from hybrid_jax.errors import RunError, UserError
-    from hybrid_jax.evaluate import evaluate
-    from hybrid_jax.generate import generate
-    from hybrid_jax.inspect.report import inspect
+    from hybrid_jax.evaluation import evaluate
+    from hybrid_jax.generation.sampling import generate
     from hybrid_jax.nonfinite import locate_nonfinite
     from hybrid_jax.parity import check_parity
-    from hybrid_jax.pipeline.schedule import schedule
-    from hybrid_jax.plan.planner import plan
+    from hybrid_jax.pipeline.schedules import schedule
+    from hybrid_jax.planning.planner import plan
     from hybrid_jax.runtime.cpu import force_cpu_devices
     from hybrid_jax.sharding.mesh import make_mesh
     from hybrid_jax.train.state import TrainState
@@ -58,37 +56,29 @@ _HOMES = {
     "TrainStep": "train.step",
     "Trainer": "trainer",
     "UserError": "errors",
-    "bench": "bench.compare",
+    "bench": "benchmark.compare",
     "check_parity": "parity",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "force_cpu_devices": "runtime.cpu",
-    "generate": "generate",
-    "inspect": "inspect.report",
+    "generate": "generation.sampling",
+    "inspect": "analysis.report",
     "locate_nonfinite": "nonfinite",
     "make_mesh": "sharding.mesh",
     "make_train_step": "train.step",
-    "plan": "plan.planner",
-    "schedule": "pipeline.schedule",
+    "plan": "planning.planner",
+    "schedule": "pipeline.schedules",
 }
 
 
-class _Package(ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        if name == "models":
-            return import_module("hybrid_jax.models")
-        if name not in _HOMES:
-            raise AttributeError(f"module 'hybrid_jax' has no attribute {name!r}")
-        value = getattr(import_module(f"hybrid_jax.{_HOMES[name]}"), name)
-        setattr(self, name, value)
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing the module hybrid_jax.generate would put it in the place of the function.
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+def __getattr__(name: str) -> Any:
+    if name == "models":
+        return import_module("hybrid_jax.models")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hybrid_jax' has no attribute {name!r}")
+    value = getattr(import_module(f"hybrid_jax.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

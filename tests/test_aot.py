@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hybrid_jax.hardware.cluster import Cluster
-from hybrid_jax.plan.compilers import environment
+from hybrid_jax.planning.toolchains import environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,7 +28,7 @@ import json, sys, time
 import optax
 import hybrid_jax as hj
 from hybrid_jax.hardware.cluster import Cluster
-from hybrid_jax.plan.compilers import absent_devices
+from hybrid_jax.planning.toolchains import absent_devices
 
 strategy = hj.Strategy(**json.loads(sys.argv[1]))
 model = hj.models.Decoder(hj.models.preset("llama2-7b"))

@@ -5,12 +5,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from hybrid_jax.build import build_train_step, lay_out, plan_draft
 from hybrid_jax.cli import main
 from hybrid_jax.config.load import load_config, load_draft
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.hardware.cluster import Cluster
+from hybrid_jax.run import build_train_step, lay_out, plan_draft
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 

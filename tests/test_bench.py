@@ -17,13 +17,13 @@ import optax
 import pytest
 from tiny import decoder, plain_batch, ragged_batch
 
-from hybrid_jax.bench import baseline
-from hybrid_jax.bench.baseline import make_plain_step
-from hybrid_jax.bench.compare import bench, bench_from_config
-from hybrid_jax.bench.plain_process import PlainProcess
-from hybrid_jax.bench.plain_program import plain_program
-from hybrid_jax.bench.report import BenchReport
-from hybrid_jax.bench.strategies import parse_strategy, read_strategies
+from hybrid_jax.benchmark import baseline
+from hybrid_jax.benchmark.baseline import make_plain_step
+from hybrid_jax.benchmark.compare import bench, bench_from_config
+from hybrid_jax.benchmark.plain_process import PlainProcess
+from hybrid_jax.benchmark.plain_program import plain_program
+from hybrid_jax.benchmark.report import BenchReport
+from hybrid_jax.benchmark.strategies import parse_strategy, read_strategies
 from hybrid_jax.config.load import load_config
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import RunError, UserError

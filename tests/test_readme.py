@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import hybrid_jax as hj
-from hybrid_jax.build import build_data
 from hybrid_jax.cli import main
 from hybrid_jax.config.load import load_config
 from hybrid_jax.config.run import RunConfig
+from hybrid_jax.run import build_data
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

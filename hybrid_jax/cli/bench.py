@@ -28,8 +28,8 @@ def bench(
     config: RunConfig, strategies: str | None = None, steps: int = 10, json: str | None = None
 ) -> None:
     """Time layouts of a config's model beside a plain-JAX step, in one run."""
-    from hybrid_jax.bench.compare import bench_from_config
-    from hybrid_jax.bench.strategies import read_strategies
+    from hybrid_jax.benchmark.compare import bench_from_config
+    from hybrid_jax.benchmark.strategies import read_strategies
 
     check_outputs(json)
     layouts = () if strategies is None else read_strategies(strategies, config.strategy)

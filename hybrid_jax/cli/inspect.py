@@ -26,8 +26,8 @@ def inspect(
     config: RunConfig, save: str | None = None, json: str | None = None, measure: bool = False
 ) -> None:
     """Print what the train step of a config costs: FLOPs, bubble, memory, communication, flags."""
-    from hybrid_jax.build import build_train_step, examine_layout
-    from hybrid_jax.inspect.report import inspect as make_report
+    from hybrid_jax.analysis.report import inspect as make_report
+    from hybrid_jax.run import build_train_step, examine_layout
 
     check_outputs(json, save)
     # All errors of the layout; building the step raises the first. The report has the warnings.

@@ -88,7 +88,7 @@ def _release_output() -> None:
 def _laid_out(draft: Draft) -> RunConfig:
     if not draft.auto:
         return draft.laid_out()  # a mistake in it is told before JAX is imported
-    from hybrid_jax.build import lay_out
+    from hybrid_jax.run import lay_out
 
     config = lay_out(draft)
     print(f"strategy: {config.strategy.describe()}")

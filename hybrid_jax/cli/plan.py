@@ -40,7 +40,7 @@ def plan(
     json: str | None = None,
 ) -> None:
     """Rank the strategies for a config's model and batch on devices that need not be there."""
-    from hybrid_jax.build import plan_draft
+    from hybrid_jax.run import plan_draft
 
     check_outputs(json, save)
     report = plan_draft(draft, devices, memory_gib, top)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from hybrid_jax.build import Run
     from hybrid_jax.config.run import RunConfig
+    from hybrid_jax.run import Run
     from hybrid_jax.train.state import TrainState
 
 
@@ -33,7 +33,8 @@ def train(config: RunConfig, locate_nan: bool = False) -> None:
     import jax
     from rich.console import Console
 
-    from hybrid_jax.build import (
+    from hybrid_jax.metrics.progress import ProgressBar
+    from hybrid_jax.run import (
         build,
         build_checkpointer,
         build_hooks,
@@ -42,7 +43,6 @@ def train(config: RunConfig, locate_nan: bool = False) -> None:
         lock_folders,
         start,
     )
-    from hybrid_jax.metrics.progress import ProgressBar
     from hybrid_jax.trainer import Trainer
 
     _hush_orbax()
@@ -110,7 +110,7 @@ def _print_summary(run: Run, state: TrainState, loss: float, console: Console) -
     import jax
 
     from hybrid_jax.data.tokenizer import load_tokenizer
-    from hybrid_jax.generate import generate
+    from hybrid_jax.generation.sampling import generate
 
     config = run.config.train
     for name, nats in (("model", loss), ("token frequencies", run.unigram_loss)):

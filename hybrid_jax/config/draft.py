@@ -57,7 +57,7 @@ class Draft:
         if strategy is None:
             if self.auto:
                 raise UserError(
-                    "strategy: auto needs devices to plan for: use `hybrid_jax.build.lay_out`, or "
+                    "strategy: auto needs devices to plan for: use `hybrid_jax.run.lay_out`, or "
                     "write the strategy."
                 )
             strategy = Strategy(**self.given)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from hybrid_jax.evaluate import evaluate
+from hybrid_jax.evaluation import evaluate
 from hybrid_jax.metrics.log import Log
 from hybrid_jax.train.state import TrainState
 from hybrid_jax.train.step import TrainStep

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from hybrid_jax.pipeline import ring as ring_buffer
+from hybrid_jax.pipeline.head_split import split_tokens
 from hybrid_jax.pipeline.program import StageProgram
-from hybrid_jax.pipeline.schedule import Schedule
-from hybrid_jax.pipeline.tokens import split_tokens
+from hybrid_jax.pipeline.schedules import Schedule
 
 PyTree = Any
 

@@ -17,7 +17,7 @@ from jax import lax
 from hybrid_jax.pipeline import ring as ring_buffer
 from hybrid_jax.pipeline.device import Device, Inputs, Totals, Work
 from hybrid_jax.pipeline.program import StageProgram
-from hybrid_jax.pipeline.schedule import Schedule, Segment
+from hybrid_jax.pipeline.schedules import Schedule, Segment
 from hybrid_jax.sharding.order import after
 
 PyTree = Any

@@ -13,7 +13,7 @@ from hybrid_jax.pipeline.timeline import COLORS, cell_color, table_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hybrid_jax.pipeline.schedule import Schedule
+    from hybrid_jax.pipeline.schedules import Schedule
 
 _AROUND = "#c3cad3"
 

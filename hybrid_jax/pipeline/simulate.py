@@ -10,7 +10,7 @@ import numpy as np
 from hybrid_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from hybrid_jax.pipeline.schedule import Schedule
+    from hybrid_jax.pipeline.schedules import Schedule
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from hybrid_jax.figures import BLUE, ORANGE, TEAL, lighter
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from hybrid_jax.pipeline.schedule import Schedule
+    from hybrid_jax.pipeline.schedules import Schedule
 
 COLORS = {"F": BLUE, "B": ORANGE, "head": TEAL}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from hybrid_jax.pipeline.schedule import Schedule
+    from hybrid_jax.pipeline.schedules import Schedule
 
 
 def validate(schedule: Schedule) -> None:

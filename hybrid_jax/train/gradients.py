@@ -15,7 +15,7 @@ from hybrid_jax.models.contract import StagedModel
 from hybrid_jax.pipeline.device import Inputs
 from hybrid_jax.pipeline.executor import execute
 from hybrid_jax.pipeline.program import StageProgram, make_chunk
-from hybrid_jax.pipeline.schedule import Schedule
+from hybrid_jax.pipeline.schedules import Schedule
 from hybrid_jax.sharding.constrain import MANUAL_AXES, Constrain, make_constrain, manual_part
 from hybrid_jax.sharding.order import after, start_after
 from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules

@@ -18,14 +18,14 @@ from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.models.contract import StagedModel
 from hybrid_jax.models.entries import BatchEntries
-from hybrid_jax.pipeline.schedule import Schedule, forward_only, schedule
+from hybrid_jax.pipeline.schedules import Schedule, forward_only, schedule
 from hybrid_jax.sharding.doctor import Finding, place_params
 from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules, resolve_rules
 from hybrid_jax.train.batch_check import admit, check_shapes
 from hybrid_jax.train.gradients import BATCH_SPEC, make_loss_and_gradients
 from hybrid_jax.train.guard import INITIAL_SCALE, judge
 from hybrid_jax.train.initial import master_params
-from hybrid_jax.train.layers import LayerOrder, layer_dims, order_name
+from hybrid_jax.train.stage_order import LayerOrder, layer_dims, order_name
 from hybrid_jax.train.state import DEPTH_ORDER, TrainState, state_shardings
 from hybrid_jax.train.state_check import check_state
 

@@ -24,8 +24,8 @@ import jax
 import numpy as np
 
 import hybrid_jax as hj
-from hybrid_jax.build import build_train_step
 from hybrid_jax.config.load import load_config
+from hybrid_jax.run import build_train_step
 
 CONFIG = """
 cpu_devices: 2

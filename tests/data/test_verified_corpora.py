@@ -23,13 +23,13 @@ from damage import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid_jax.build import build_data
 from hybrid_jax.config.load import load_config
 from hybrid_jax.data.contents import BLOCK_BYTES
 from hybrid_jax.data.open import check_sources, open_source
 from hybrid_jax.data.source import TokenSource
 from hybrid_jax.data.tokens import open_tokens
 from hybrid_jax.errors import UserError
+from hybrid_jax.run import build_data
 
 TOKENS = [token for document in DOCUMENTS for token in document]
 STARTS = [0, 3, 4, 8, 12]

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from hybrid_jax.pipeline.schedule import Schedule, forward_only, schedule
+from hybrid_jax.pipeline.schedules import Schedule, forward_only, schedule
 
 
 @st.composite

@@ -9,8 +9,8 @@ from jax.sharding import Mesh, PartitionSpec
 from hybrid_jax.pipeline.device import Inputs, Totals
 from hybrid_jax.pipeline.executor import execute
 from hybrid_jax.pipeline.program import StageProgram, make_chunk
-from hybrid_jax.pipeline.schedule import forward_only, schedule
-from hybrid_jax.train.layers import depth_of_slot
+from hybrid_jax.pipeline.schedules import forward_only, schedule
+from hybrid_jax.train.stage_order import depth_of_slot
 
 VOCAB, LENGTH, WIDTH, LAYERS_PER_CHUNK, ROWS = 8, 4, 3, 2, 2
 

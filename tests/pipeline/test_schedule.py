@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import hybrid_jax
 from hybrid_jax.errors import UserError
-from hybrid_jax.pipeline.schedule import Schedule, forward_only, schedule
+from hybrid_jax.pipeline.schedules import Schedule, forward_only, schedule
 
 
 @settings(deadline=None)
@@ -120,7 +120,7 @@ def test_schedules_need_no_jax():
 import sys, types
 package = sys.modules["hybrid_jax"] = types.ModuleType("hybrid_jax")
 package.__path__ = {list(hybrid_jax.__path__)!r}
-from hybrid_jax.pipeline.schedule import schedule
+from hybrid_jax.pipeline.schedules import schedule
 schedule("1f1b", 2, 2).validate()
 sys.exit("jax" in sys.modules)
 """

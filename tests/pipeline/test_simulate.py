@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.pipeline.schedule import Schedule, forward_only, schedule
+from hybrid_jax.pipeline.schedules import Schedule, forward_only, schedule
 
 
 @settings(deadline=None)

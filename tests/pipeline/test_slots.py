@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hybrid_jax.pipeline.schedule import schedule
+from hybrid_jax.pipeline.schedules import schedule
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 6])

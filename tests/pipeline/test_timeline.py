@@ -10,7 +10,7 @@ import pytest
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.pipeline.picture import plot_timeline
-from hybrid_jax.pipeline.schedule import forward_only, schedule
+from hybrid_jax.pipeline.schedules import forward_only, schedule
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -8,7 +8,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.pipeline.tokens import TokenSplit, split_tokens
+from hybrid_jax.pipeline.head_split import TokenSplit, split_tokens
 
 STAGES, WIDTH = 4, 2
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hybrid_jax.pipeline.schedule import Schedule, forward_only, schedule
+from hybrid_jax.pipeline.schedules import Schedule, forward_only, schedule
 
 
 def changed(table: Schedule, **cells) -> Schedule:

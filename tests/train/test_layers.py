@@ -9,8 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny import decoder, plain_batch
 
 from hybrid_jax import Strategy, UserError, make_mesh, make_train_step
-from hybrid_jax.inspect.ledger import ledger
-from hybrid_jax.train.layers import (
+from hybrid_jax.analysis.ledger import ledger
+from hybrid_jax.train.stage_order import (
     NO_LAYERS,
     LayerOrder,
     depth_of_slot,

@@ -1,0 +1,66 @@
+"""Why a plan lost: too large, or what of its time the best plan does not spend."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from hybrid_jax.planning.memory import Memory
+from hybrid_jax.planning.step_time import StepTime
+from hybrid_jax.planning.traffic import num_ticks
+from hybrid_jax.tables import format_bytes
+
+if TYPE_CHECKING:
+    from hybrid_jax.planning.search import Plan
+
+
+def reason(plan: Plan, best: Plan, room: float) -> str:
+    """Returns why `plan` lost against `best`, in a few words; nothing for `best` itself.
+
+    Of what takes longer than in the best, it names what adds most.
+
+    Args:
+      room: bytes that a step may use of one device.
+    """
+    if plan.time is None:
+        part, size = _largest(plan.memory)
+        return (
+            f"needs {_gib(plan.memory.total)} of {_gib(room)} GiB, {_gib(size)} of them "
+            f"{part.replace('_', ' ')}"
+        )
+    if plan is best or best.time is None:
+        return ""
+    parts, base = _seconds_by_cause(plan, plan.time), _seconds_by_cause(best, best.time)
+    cause = max(parts, key=lambda name: parts[name] - base.get(name, 0.0))
+    slower = plan.time.total / best.time.total - 1
+    return f"{slower:+.0%}: {_explain(cause, plan, best)}"
+
+
+def _seconds_by_cause(plan: Plan, time: StepTime) -> dict[str, float]:
+    waiting = {"bubble": time.bubble, "accumulate": time.accumulate, "layers": time.layers}
+    return {**waiting, **time.communication}
+
+
+def _explain(cause: str, plan: Plan, best: Plan) -> str:
+    assert plan.time is not None and best.time is not None
+    if cause == "bubble":
+        return f"bubble {plan.bubble:.0%}"
+    if cause == "layers":
+        return f"recomputes more (remat={plan.strategy.remat})"
+    if cause == "accumulate":
+        return f"adds up gradients {num_ticks(plan.strategy)} times"
+    sent, other = plan.time.sent_bytes[cause], best.time.sent_bytes.get(cause, 0.0)
+    name = plan.links[cause].name
+    if other:
+        return f"sends {sent / other:.1f}x more over {cause} ({name})"
+    return f"sends {format_bytes(sent)} over {cause} ({name})"
+
+
+def _largest(needs: Memory) -> tuple[str, int]:
+    parts = {field.name: getattr(needs, field.name) for field in fields(needs)}
+    name = max(parts, key=lambda name: parts[name])
+    return name, parts[name]
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.3g}"
