@@ -40,7 +40,7 @@ HOUSE = [
         2,
         "executor",
         [
-            "pipeline.device",
+            "pipeline.stage_worker",
             "pipeline.executor",
             "pipeline.program",
             "pipeline.ring",

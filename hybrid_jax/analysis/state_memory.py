@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import jax
 
 from hybrid_jax.sharding.rules import BATCH_AXES
-from hybrid_jax.train.step import token_batch
 
 if TYPE_CHECKING:
     from hybrid_jax.train.step import TrainStep
@@ -34,7 +33,7 @@ def state_parts(train: TrainStep, batch_shape: tuple[int, int]) -> dict[str, int
     shards = math.prod(train.mesh.shape[axis] for axis in BATCH_AXES)
     parts["batch"] = sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize // shards
-        for leaf in token_batch(*batch_shape).values()
+        for leaf in train.batch_shapes(batch_shape).values()
     )
     return parts
 

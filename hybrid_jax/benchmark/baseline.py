@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from hybrid_jax.models.contract import Batch, StagedModel, unconstrained
+from hybrid_jax.models.context import ONE_DEVICE, Context
+from hybrid_jax.models.contract import Batch, Model
 
 PyTree = Any
 State = tuple[jax.Array, PyTree, PyTree]  # step, params, opt_state
 
 
 def make_plain_step(
-    model: StagedModel,
+    model: Model,
     tx: optax.GradientTransformation,
     *,
     microbatches: int = 1,
@@ -80,13 +81,13 @@ def make_plain_step(
     return jax.jit(init), jax.jit(step, donate_argnums=0)
 
 
-def _make_loss(model: StagedModel, remat: str, precision: str) -> Callable[..., jax.Array]:
+def _make_loss(model: Model, remat: str, precision: str) -> Callable[..., jax.Array]:
     """(params, batch, divisor, key) -> the sum of this batch's losses by the divisor."""
     dtype = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "f32": jnp.float32}[precision]
     matmul_precision = "highest" if precision == "f32" else "default"
 
     def block(layer_params, x, batch, key):
-        return model.block(layer_params, x, batch, key=key, constrain=unconstrained)
+        return model.layer(layer_params, x, batch, Context(key))
 
     # No barriers against common subexpressions: a scan's body cannot merge with its backward's.
     if remat == "layer":
@@ -109,9 +110,9 @@ def _make_loss(model: StagedModel, remat: str, precision: str) -> Callable[..., 
         params = jax.tree.map(lambda param: param.astype(dtype), params)
         embed_key = jax.random.fold_in(key, model.num_layers)
         with jax.default_matmul_precision(matmul_precision):
-            x = model.embed(params, batch, key=embed_key, constrain=unconstrained)
+            x = model.embed(params, batch, Context(embed_key))
             x = layers(params["blocks"], x, batch, key)
-            loss_sum, _ = model.head(params, x, batch, constrain=unconstrained)
-        return loss_sum / divisor
+            sums = model.head(params, x, batch, ONE_DEVICE)
+        return sums["loss"] / divisor
 
     return loss

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+from hybrid_jax.errors import UserError
 
 IGNORED = -100
 """A target of this value has weight 0, as in PyTorch and Hugging Face `transformers`."""
@@ -29,6 +32,8 @@ class Entry:
         and [B] as well as [B, T], one weight for all that belongs to an example.
       is_required: whether a batch without it is refused.
       is_filled: whether a batch without it gets ones.
+      example: its shape in an example batch, from which dims without a name take their size where
+        a step is lowered without a batch.
     """
 
     axes: tuple[str | None, ...]
@@ -38,6 +43,7 @@ class Entry:
     is_weight: bool = False
     is_required: bool = True
     is_filled: bool = False
+    example: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,37 @@ class BatchEntries:
 
     entries: Mapping[str, Entry]
     longest: Mapping[str, int]
+
+    def shapes(self, sizes: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a batch of what is required or filled.
+
+        >>> token_entries(64).shapes((8, 16))["weights"]
+        ShapeDtypeStruct(shape=(8, 16), dtype=float32)
+
+        Args:
+          sizes: (B, T), or (B,) where no entry has a length.
+
+        Raises:
+          UserError: an entry's size is neither among them nor in an example.
+        """
+        known: dict[str | None, int] = dict(zip(("batch", "length"), sizes, strict=False))
+
+        def shape(name: str, entry: Entry) -> tuple[int, ...]:
+            example = entry.example or (0,) * len(entry.axes)
+            dims = [known.get(axis, size) for axis, size in zip(entry.axes, example, strict=True)]
+            if 0 in dims:
+                named = ", ".join(axis or "any" for axis in entry.axes)
+                raise UserError(
+                    f"batch_shape={sizes!r} does not say the size of {name!r}, [{named}]: give "
+                    "(B, T), or the shapes of all entries."
+                )
+            return tuple(dims)
+
+        return {
+            name: jax.ShapeDtypeStruct(shape(name, entry), np.dtype(entry.dtype))
+            for name, entry in self.entries.items()
+            if entry.is_required or entry.is_filled
+        }
 
 
 def token_entries(vocab_size: int, num_positions: int | None = None) -> BatchEntries:
@@ -90,11 +127,11 @@ def example_entries(example_batch: Mapping[str, Any], loss_rank: int) -> BatchEn
       loss_rank: dims of the losses, which weights share.
     """
 
-    def entry(rank: int, dtype: Any, **options: bool) -> Entry:
+    def entry(rank: int, dtype: Any, **options: Any) -> Entry:
         return Entry(("batch", *[None] * (rank - 1)), str(np.dtype(dtype)), **options)
 
     entries = {
-        name: entry(len(leaf.shape), leaf.dtype)
+        name: entry(len(leaf.shape), leaf.dtype, example=tuple(leaf.shape))
         for name, leaf in example_batch.items()
         if name != "weights"
     }

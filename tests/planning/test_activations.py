@@ -28,7 +28,7 @@ def stored_bytes(config, remat, implementation) -> int:
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), shapes)
     tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
     ids = jax.ShapeDtypeStruct((LAYERS,), jnp.int32)
-    chunk = make_chunk(lambda params, x, batch, *_: model.block(params, x, batch), remat)
+    chunk = make_chunk(lambda params, x, batch, *_: model.layer(params, x, batch), remat)
 
     def forward(known, x):
         params, *rest = known
