@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -266,7 +267,8 @@ def test_bench_from_config_takes_the_run_as_it_is():
     overrides += ["strategy.stage=1", "strategy.data=8", "strategy.model=1"]
     config, lines = load_config(CONFIGS / "bench.yaml", overrides), []
     report = bench_from_config(config, steps=1, progress=lines.append)
-    assert (report.model, report.batch_shape) == (config.model, (16, 8))
+    assert report.model.config == asdict(config.model)
+    assert (report.model.num_layers, report.batch_shape) == (1, (16, 8))
     assert [row.strategy for row in report.rows] == [Strategy(precision="f32"), config.strategy]
     assert [line.split()[0] for line in lines] == ["compiling", "compiling", "timing"]
 

@@ -105,7 +105,7 @@ def program_flops(compiled_text: str) -> Flops:
     return _Walk(module).computation(module.entry)
 
 
-def step_flops(train: TrainStep, batch_shape: tuple[int, int], compiled_text: str) -> Flops:
+def step_flops(train: TrainStep, batch_shape: tuple[int, ...], compiled_text: str) -> Flops:
     """Returns the FLOPs of one device in one step on a batch [B, T], and what the model needs.
 
     How often the conditionals of the pipeline run which branch, its schedule tells: what idle

@@ -52,7 +52,7 @@ class Report(Tables):
     """
 
     strategy: Strategy
-    batch_shape: tuple[int, int]
+    batch_shape: tuple[int, ...]
     platform: str
     flags: tuple[Flag, ...]
     warnings: tuple[str, ...]
@@ -174,8 +174,8 @@ class Report(Tables):
         return self.platform == "cpu" and self.strategy.precision != "f32"
 
 
-def inspect(train: TrainStep, batch_shape: tuple[int, int], *, measure: bool = False) -> Report:
-    """Compiles a train step for a batch of global shape (B, T) and reports what it costs.
+def inspect(train: TrainStep, batch_shape: tuple[int, ...], *, measure: bool = False) -> Report:
+    """Compiles a train step for a batch of that global shape and reports what it costs.
 
     Nothing runs and no array is allocated, so the devices may be absent (ahead-of-time topologies).
 
@@ -192,7 +192,8 @@ def inspect(train: TrainStep, batch_shape: tuple[int, int], *, measure: bool = F
 
     Args:
       train: the step.
-      batch_shape: global (B, T) of the tokens.
+      batch_shape: global (B, T) of the tokens; (B,) of a model without a length, such as one of
+        `from_flax`, whose further dims are those of its example batch.
       measure: also run the step for a moment, and the same work at `stage=1`, to measure the
         bubble; see `hybrid_jax.analysis.bubble.measure_bubble`. Needs the devices and `stage` > 1.
 
@@ -225,12 +226,12 @@ def inspect(train: TrainStep, batch_shape: tuple[int, int], *, measure: bool = F
     )
 
 
-def _check(batch_shape: tuple[int, int]) -> None:
+def _check(batch_shape: tuple[int, ...]) -> None:
     sizes = batch_shape if isinstance(batch_shape, tuple) else ()
-    if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
+    if len(sizes) not in (1, 2) or not all(isinstance(s, int) and s > 0 for s in sizes):
         raise UserError(
             f"batch_shape={batch_shape!r} must be the global (B, T) of the tokens: two positive "
-            "integers, such as (16, 1024)."
+            "integers, such as (16, 1024); or (B,) of a model without a length."
         )
 
 

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from hybrid_jax.train.step import TrainStep
 
 
-def state_parts(train: TrainStep, batch_shape: tuple[int, int]) -> dict[str, int]:
+def state_parts(train: TrainStep, batch_shape: tuple[int, ...]) -> dict[str, int]:
     """Returns part → bytes on one device: parameters, each optimizer moment, scalars, batch.
 
     A moment is what the optimizer holds under one name in the shape of the parameters, such as
     Adam's `mu` and `nu`. Scalars are the step, the optimizer's counters and the guard.
 
     Args:
-      batch_shape: global (B, T) of a plain batch: tokens, targets, weights.
+      batch_shape: as of `inspect`.
     """
     state = train.abstract_state()
     paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(state.params)}

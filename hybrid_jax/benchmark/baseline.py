@@ -53,16 +53,20 @@ def make_plain_step(
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         count, params, opt_state = state
         key = jax.random.fold_in(jax.random.key(seed), count)
-        weight = jnp.sum(batch["weights"])
-        divisor = jnp.ones_like(weight) if precision == "fp16" else weight
-        batch = {**batch, "example": jnp.arange(len(batch["tokens"]), dtype=jnp.int32)}
+        weights = {name: jnp.sum(weight) for name, weight in model.weights(batch).items()}
+        weight = weights["loss"]
+        divisors = {name: weights[name] for name in model.losses}
+        if precision == "fp16":
+            divisors = {name: divisor / weight for name, divisor in divisors.items()}
+        size = len(next(iter(batch.values())))
+        batch = {**batch, "example": jnp.arange(size, dtype=jnp.int32)}
 
         def accumulate(total, microbatch):
-            part = loss_and_gradients(params, microbatch, divisor, key)
+            part = loss_and_gradients(params, microbatch, divisors, key)
             return jax.tree.map(jnp.add, total, part), None
 
         if microbatches == 1:
-            loss, grads = loss_and_gradients(params, batch, divisor, key)
+            loss, grads = loss_and_gradients(params, batch, divisors, key)
         else:
             slices = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
             zero = jax.tree.map(jnp.zeros_like, (weight, params))
@@ -82,7 +86,7 @@ def make_plain_step(
 
 
 def _make_loss(model: Model, remat: str, precision: str) -> Callable[..., jax.Array]:
-    """(params, batch, divisor, key) -> the sum of this batch's losses by the divisor."""
+    """(params, batch, divisors, key) -> what is trained on, of this batch."""
     dtype = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "f32": jnp.float32}[precision]
     matmul_precision = "highest" if precision == "f32" else "default"
 
@@ -106,13 +110,14 @@ def _make_loss(model: Model, remat: str, precision: str) -> Callable[..., jax.Ar
     if remat == "stage":
         layers = jax.checkpoint(layers)
 
-    def loss(params, batch, divisor, key):
+    def loss(params, batch, divisors, key):
         params = jax.tree.map(lambda param: param.astype(dtype), params)
         embed_key = jax.random.fold_in(key, model.num_layers)
         with jax.default_matmul_precision(matmul_precision):
             x = model.embed(params, batch, Context(embed_key))
             x = layers(params["blocks"], x, batch, key)
             sums = model.head(params, x, batch, ONE_DEVICE)
-        return sums["loss"] / divisor
+        terms = [factor * sums[name] / divisors[name] for name, factor in model.losses.items()]
+        return sum(terms, jnp.float32(0))
 
     return loss

@@ -90,6 +90,23 @@ class BatchEntries:
             if entry.is_required or entry.is_filled
         }
 
+    def random(self, sizes: tuple[int, ...], seed: int = 0) -> dict[str, np.ndarray]:
+        """Returns a batch of random numbers in range, weights one; arguments as of `shapes`.
+
+        Integers without a range are 0, which is one of every set of labels or table of rows.
+        """
+        rng = np.random.default_rng(seed)
+
+        def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            entry = self.entries[name]
+            if entry.is_weight:
+                return np.ones(shape, entry.dtype)
+            if kind_of(entry.dtype) == "float":
+                return rng.normal(size=shape).astype(entry.dtype)
+            return rng.integers(0, entry.below or 1, shape).astype(entry.dtype)
+
+        return {name: array(name, leaf.shape) for name, leaf in self.shapes(sizes).items()}
+
 
 def token_entries(vocab_size: int, num_positions: int | None = None) -> BatchEntries:
     """Returns the entries of a language model.
