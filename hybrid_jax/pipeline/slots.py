@@ -30,33 +30,35 @@ def assign_slots(
       those that each of `readers` reads; and the number of slots of the stage that needs most.
     """
     num_ticks, stages = forward.microbatch.shape
+    read = [_runs(column) for column in readers]
     last_read = np.full((stages, microbatches, chunks), -1)
-    for column in readers:
-        tick, stage = np.nonzero(column.microbatch >= 0)
-        np.maximum.at(last_read, _owner(column, tick, stage), tick)
+    for tick, owner in read:
+        np.maximum.at(last_read, owner, tick)
 
     writes = np.flatnonzero((forward.microbatch >= 0).any(axis=1))
-    tick, stage = np.broadcast_arrays(writes, np.arange(stages)[:, None])  # [stages, writes]
-    real = forward.microbatch[tick, stage] >= 0
-    ends = np.where(real, last_read[_owner(forward, tick, stage)], tick)
-    ends = np.where(ends < tick, num_ticks, ends)  # of a wrong table: never read
-    slot, num_slots = _color(writes, ends, num_ticks)
+    real = forward.microbatch[writes] >= 0  # [writes, stages]
+    f_tick, f_owner = _runs(forward)
+    ends = np.broadcast_to(writes[:, None], real.shape).copy()
+    ends[real] = last_read[f_owner]
+    ends[ends < writes[:, None]] = num_ticks  # of a wrong table: never read
+    slot, num_slots = _color(writes, ends.T, num_ticks)
 
     f_slot = np.zeros((num_ticks, stages), np.int32)
     f_slot[writes] = slot.T
     slot_of = np.zeros((stages, microbatches, chunks), np.int32)
-    slot_of[_owner(forward, tick[real], stage[real])] = slot[real]
-    read = []
-    for column in readers:
-        tick, stage = np.nonzero(column.microbatch >= 0)
-        column_slot = np.zeros_like(f_slot)
-        column_slot[tick, stage] = slot_of[_owner(column, tick, stage)]
-        read.append(column_slot)
-    return f_slot, tuple(read), num_slots
+    slot_of[f_owner] = f_slot[f_tick, f_owner[0]]
+    read_slots = []
+    for tick, owner in read:
+        slots = np.zeros_like(f_slot)
+        slots[tick, owner[0]] = slot_of[owner]
+        read_slots.append(slots)
+    return f_slot, tuple(read_slots), num_slots
 
 
-def _owner(column: Column, tick: np.ndarray, stage: np.ndarray) -> tuple[np.ndarray, ...]:
-    return stage, column.microbatch[tick, stage], column.chunk[tick, stage]
+def _runs(column: Column) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Returns the tick of each task, and whose residuals it has: (stage, microbatch, chunk)."""
+    tick, stage = np.nonzero(column.microbatch >= 0)
+    return tick, (stage, column.microbatch[tick, stage], column.chunk[tick, stage])
 
 
 def _color(starts: np.ndarray, ends: np.ndarray, num_ticks: int) -> tuple[np.ndarray, int]:
@@ -66,6 +68,7 @@ def _color(starts: np.ndarray, ends: np.ndarray, num_ticks: int) -> tuple[np.nda
     starts, at least i-n+1 have ended, or more than n would overlap.
     """
     stages, count = ends.shape
+    ends = np.ascontiguousarray(ends)
     ended = np.zeros((stages, num_ticks + 2), np.int64)  # [:, t]: before tick t
     np.add.at(ended, (np.arange(stages)[:, None], ends + 1), 1)
     ended = np.cumsum(ended, axis=1)

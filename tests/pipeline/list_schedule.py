@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from random import Random
 
 from hybrid_jax.pipeline.tasks import KINDS, Task
 
@@ -81,3 +82,33 @@ def zb_h1(stages: int, microbatches: int) -> list[list[tuple[Task, ...]]]:
 
 def in_order(tasks: Iterable[Task]) -> list[Task]:
     return sorted(tasks, key=lambda task: (task.microbatch, task.virtual_stage, task.kind))
+
+
+def random_lockstep(
+    stages: int, microbatches: int, chunks: int, random: Random
+) -> list[list[tuple[Task, ...]]]:
+    """Tasks in any order in which no message waits: what the executor runs, however odd."""
+    num_virtual = stages * chunks
+    taken: dict[tuple[int, int, str], Task] = {}
+
+    def place(kind: str, microbatch: int, start: int) -> int:
+        """Runs one task of all virtual stages from the first free tick on; returns that tick."""
+        path = range(num_virtual) if kind == "F" else reversed(range(num_virtual))
+        virtuals = list(path)
+        while any((start + i, v % stages, kind) in taken for i, v in enumerate(virtuals)):
+            start += 1
+        for i, virtual in enumerate(virtuals):
+            taken[start + i, virtual % stages, kind] = Task(kind, microbatch, virtual)
+        return start
+
+    for microbatch in random.sample(range(microbatches), microbatches):
+        begins = place("F", microbatch, random.randrange(num_virtual * microbatches))
+        place("B", microbatch, begins + num_virtual - 1 + random.randrange(2 * num_virtual))
+    ticks = range(max(tick for tick, _, _ in taken) + 1)
+    return [
+        [
+            tuple(taken[tick, stage, kind] for kind in "FB" if (tick, stage, kind) in taken)
+            for stage in range(stages)
+        ]
+        for tick in ticks
+    ]
