@@ -38,17 +38,18 @@ the table for 4, or set strategy.microbatches=8.
             "hj.Schedule.from_tasks, or name one in strategy.schedule."
         )
     called = f"schedule {table.name!r}"
+    named = "interleaved" if table.chunks > 1 else "1f1b"
     sizes = {
-        "stages": ("stage", stages),
-        "microbatches": ("microbatches", microbatches),
-        "chunks": ("chunks", chunks),
+        "stages": (stages, f"strategy.stage={table.stages}"),
+        "microbatches": (microbatches, f"strategy.microbatches={table.microbatches}"),
+        "chunks": (chunks, f"strategy.chunks={table.chunks} and strategy.schedule={named!r}"),
     }
-    for field, (option, wanted) in sizes.items():
+    for field, (wanted, remedy) in sizes.items():
         has = getattr(table, field)
         if has != wanted:
             raise UserError(
                 f"{called} has {field}={has}, but the strategy has {wanted}: build the table for "
-                f"{wanted}, or set strategy.{option}={has}."
+                f"{wanted}, or set {remedy}."
             )
     table.validate()
     if "B" not in table.kinds:

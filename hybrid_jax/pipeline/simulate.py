@@ -30,7 +30,10 @@ class Simulation:
 
     @property
     def bubble_fraction(self) -> float:
-        """Idle time as a fraction of the work, (S-1)/(vM), as in Narayanan et al. 2021, §2.2."""
+        """Idle time as a fraction of the busiest stage's work.
+
+        (S-1)/(vM) for the named schedules (Narayanan et al. 2021, arXiv:2104.04473, §2.2).
+        """
         work = float(self.busy.max())
         return self.total / work - 1.0
 
