@@ -114,8 +114,7 @@ class _Step:
 
     def residuals(self, remat: str) -> tuple[int, int]:
         """(bytes a layer, bytes a chunk) of one microbatch under this policy."""
-        strategy = dataclasses.replace(self.strategy, remat=remat)
-        return residual_bytes(self.config, strategy, self.width, fused=self.fused)
+        return residual_bytes(self.config, remat, self.width, fused=self.fused)
 
     @property
     def block_entries(self) -> int:

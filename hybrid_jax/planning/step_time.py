@@ -144,8 +144,7 @@ class _Work:
     def layers(self) -> float:
         """All layers of the stage, all microbatches."""
         layers = self.config.num_layers / self.strategy.stage
-        everything = dataclasses.replace(self.strategy, remat="none")
-        arrays = residual_bytes(self.config, everything, self.width, fused=self.fused)[0]
+        arrays = residual_bytes(self.config, "none", self.width, fused=self.fused)[0]
         arrays += 0 if self.fused else self.width.scores
         kernels = self.entry * gathered(self.blocks, self.strategy) / layers
         forward = 2 * arrays + kernels  # each array is written once and read once
