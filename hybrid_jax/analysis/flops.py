@@ -12,7 +12,7 @@ from hybrid_jax.analysis import hlo, matmuls
 from hybrid_jax.config.model import DecoderConfig, flops_per_token
 
 if TYPE_CHECKING:
-    from hybrid_jax.pipeline.schedules import Schedule
+    from hybrid_jax.pipeline.task_table import Schedule
     from hybrid_jax.train.step import TrainStep
 
 

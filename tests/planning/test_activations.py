@@ -49,7 +49,7 @@ def test_residuals_are_those_of_the_ring(style, implementation, remat):
     config = preset("nano", style=style, num_layers=LAYERS, max_length=LENGTH, **sizes)
     strategy = Strategy(remat=remat)
     width = widths(config, strategy, BATCH, LENGTH)
-    layer, chunk = residual_bytes(config, strategy, width, fused=implementation == "splash")
+    layer, chunk = residual_bytes(config, strategy.remat, width, fused=implementation == "splash")
     assert LAYERS * layer + chunk == stored_bytes(config, remat, implementation)
 
 
