@@ -132,6 +132,7 @@ def _meshed(mesh: Mesh, strategy: Strategy) -> Mesh:
 def _program(
     train: TrainStep, strategy: Strategy, mesh: Mesh, batch_shape: tuple[int, ...]
 ) -> Program:
-    step = make_train_step(train.model, optax.sgd(1e-3), strategy, mesh)
+    own = train.schedule if strategy.stage == train.strategy.stage else None
+    step = make_train_step(train.model, optax.sgd(1e-3), strategy, mesh, schedule=own)
     batch = step.put(train.model.batch_entries().random(batch_shape))
     return compile_program(lambda: step.lower(batch_shape), step.init(jax.random.key(0)), batch)

@@ -38,6 +38,7 @@ class Report(Tables):
 
     Attributes:
       strategy: the layout.
+      schedule: name of the pipeline table, the strategy's or one's own.
       batch_shape: global (B, T).
       platform: "cpu", "gpu" or "tpu": what it was compiled for.
       flags: what the step does that the layout does not ask for; none in a sound one.
@@ -52,6 +53,7 @@ class Report(Tables):
     """
 
     strategy: Strategy
+    schedule: str
     batch_shape: tuple[int, ...]
     platform: str
     flags: tuple[Flag, ...]
@@ -92,7 +94,7 @@ class Report(Tables):
 
     def __rich__(self) -> Group:
         return Group(
-            tables.heading(self.strategy, self.batch_shape),
+            tables.heading(self.strategy, self.schedule, self.batch_shape),
             tables.findings(self.flags, self.warnings),
             Text(),
             tables.summary_view(
@@ -139,6 +141,7 @@ class Report(Tables):
         return json.dumps(
             {
                 "strategy": asdict(self.strategy),
+                "schedule": self.schedule,
                 "batch_shape": self.batch_shape,
                 "platform": self.platform,
                 "flags": [asdict(flag) for flag in self.flags],
@@ -213,6 +216,7 @@ def inspect(train: TrainStep, batch_shape: tuple[int, ...], *, measure: bool = F
     predicted = Bubble(train.schedule.simulate().bubble_fraction)
     return Report(
         strategy=train.strategy,
+        schedule=train.schedule.name,
         batch_shape=batch_shape,
         platform=train.mesh.devices.flat[0].platform,
         flags=find_flags(train, traced, book, batch_shape),

@@ -17,7 +17,7 @@ from jax import lax
 from hybrid_jax.pipeline import ring
 from hybrid_jax.pipeline.program import StageProgram
 from hybrid_jax.pipeline.schedules import Schedule, Segment
-from hybrid_jax.pipeline.stage_worker import Accumulators, Inputs, StageWorker, Task
+from hybrid_jax.pipeline.stage_worker import Accumulators, Inputs, SlotTask, StageWorker
 from hybrid_jax.sharding.order import depend_on
 
 PyTree = Any
@@ -26,8 +26,8 @@ PyTree = Any
 class TickTasks(NamedTuple):
     """One tick of the schedule as one stage reads it."""
 
-    forward: Task
-    backward: Task
+    forward: SlotTask
+    backward: SlotTask
     head: jax.Array
 
 
@@ -74,8 +74,8 @@ def execute(
         return jnp.asarray(table)[:, worker.stage]
 
     tasks = TickTasks(
-        forward=Task(*map(column, (schedule.f_microbatch, schedule.f_chunk, schedule.f_slot))),
-        backward=Task(*map(column, (schedule.b_microbatch, schedule.b_chunk, schedule.b_slot))),
+        forward=SlotTask(*map(column, (schedule.f_microbatch, schedule.f_chunk, schedule.f_slot))),
+        backward=SlotTask(*map(column, (schedule.b_microbatch, schedule.b_chunk, schedule.b_slot))),
         head=jnp.asarray(schedule.head),
     )
     state = _nothing_in_flight(worker)

@@ -44,7 +44,7 @@ class Accumulators(NamedTuple):
     block_grads: PyTree
 
 
-class Task(NamedTuple):
+class SlotTask(NamedTuple):
     """Which (microbatch, chunk) a slot works on, and the ring slot of its residuals."""
 
     microbatch: jax.Array
@@ -102,7 +102,7 @@ class StageWorker:
         )
 
     @jax.named_scope("forward_slot")
-    def forward_slot(self, task: Task, x: Carry, *, has_bubbles: bool) -> tuple[Carry, PyTree]:
+    def forward_slot(self, task: SlotTask, x: Carry, *, has_bubbles: bool) -> tuple[Carry, PyTree]:
         """Runs a chunk on `x`, or on the embedding at the start; returns (y, residuals)."""
         recomputable = self.recomputable(task.microbatch, task.chunk)
         starts = self._is_virtual_stage(task.chunk, 0)
@@ -160,7 +160,7 @@ class StageWorker:
 
     @jax.named_scope("backward_slot")
     def backward_slot(
-        self, task: Task, stored: PyTree, dy: Carry, totals: Accumulators, *, has_bubbles: bool
+        self, task: SlotTask, stored: PyTree, dy: Carry, totals: Accumulators, *, has_bubbles: bool
     ) -> tuple[Accumulators, Carry]:
         """Adds the gradients of one chunk, given that of its output; returns (totals, dx)."""
         recomputable = self.recomputable(task.microbatch, task.chunk)
@@ -183,7 +183,7 @@ class StageWorker:
             return lax.cond(task.valid, run, idle, recomputable, stored, dy, totals)
         return run(recomputable, stored, dy, totals)
 
-    def output_gradient(self, task: Task, from_head: Carry, received: Carry) -> Carry:
+    def output_gradient(self, task: SlotTask, from_head: Carry, received: Carry) -> Carry:
         """What a backward slot starts from: the head's gradient at the end, else the received."""
         ends = self._is_virtual_stage(task.chunk, self.schedule.chunks - 1, self.stages - 1)
         return from_head if ends is True else _where(ends, from_head, received)
@@ -199,7 +199,7 @@ class StageWorker:
             return jax.tree.map(lambda x: lax.ppermute(x, "stage", pairs), carry)
 
     def _add_embedding(
-        self, task: Task, recomputable: PyTree, dx: Carry, totals: Accumulators, masked: bool
+        self, task: SlotTask, recomputable: PyTree, dx: Carry, totals: Accumulators, masked: bool
     ) -> Accumulators:
         """Adds the embedding's gradient where the chunk is the model's first."""
         _, batch, _, key_data = recomputable

@@ -15,7 +15,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.models.contract import Model
-from hybrid_jax.pipeline.schedules import Schedule, forward_only, schedule
+from hybrid_jax.pipeline import schedules
+from hybrid_jax.pipeline.runnable import check_runs
+from hybrid_jax.pipeline.schedules import Schedule
 from hybrid_jax.sharding.doctor import Finding, place_params
 from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules, resolve_rules
 from hybrid_jax.train.batch_check import admit, check_shapes
@@ -242,6 +244,7 @@ def make_train_step(
     strategy: Strategy,
     mesh: Mesh,
     *,
+    schedule: Schedule | None = None,
     clip_norm: float | None = None,
     spike_sigmas: float | None = None,
     seed: int = 0,
@@ -255,6 +258,7 @@ def make_train_step(
       tx: any optax transformation; it sees whole arrays (XLA splits its work as the state is).
       strategy: sizes, schedule, ZeRO level, rematerialisation, precision.
       mesh: from `make_mesh(strategy)`, or of absent devices for ahead-of-time compilation.
+      schedule: a pipeline table of one's own, of the strategy's sizes; None: the strategy's.
       clip_norm: gradients are scaled down to this global norm; None for no clipping.
       spike_sigmas: updates whose loss lies more than that many standard deviations above its
         running mean are skipped too; None: they are made.
@@ -274,12 +278,15 @@ def make_train_step(
     order = order_name(strategy.stage, strategy.chunks)
     shardings = state_shardings(tx, shapes, placements, mesh, order)
     sizes = (strategy.stage, strategy.microbatches, strategy.chunks)
-    table = schedule(strategy.schedule, *sizes)
+    if schedule is None:
+        schedule = schedules.schedule(strategy.schedule, *sizes)
+    else:
+        check_runs(schedule, *sizes)
     layout = (strategy, rules, placements, mesh)
     functions = make_functions(
         model.init,
-        make_loss_and_gradients(model, table, *layout, bubble_value=bubble_value),
-        make_loss_and_gradients(model, forward_only(*sizes), *layout, dropout=False),
+        make_loss_and_gradients(model, schedule, *layout, bubble_value=bubble_value),
+        make_loss_and_gradients(model, schedules.forward_only(*sizes), *layout, dropout=False),
         tx,
         mesh,
         shapes,
@@ -294,7 +301,7 @@ def make_train_step(
         model=model,
         strategy=strategy,
         mesh=mesh,
-        schedule=table,
+        schedule=schedule,
         rules=rules,
         shapes=shapes,
         placements=placements,
