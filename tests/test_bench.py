@@ -275,8 +275,8 @@ def test_bench_from_config_takes_the_run_as_it_is():
 
 def test_a_strategy_that_does_not_fit_the_run_is_refused():
     config = load_config(CONFIGS / "bench.yaml")
-    with pytest.raises(UserError, match=r"model.num_layers=8 must be a multiple of 3"):
-        bench_from_config(config, [parse_strategy("stage=3", config.strategy)])
+    with pytest.raises(UserError, match=r"model.num_layers=8 leaves stages without a layer"):
+        bench_from_config(config, [parse_strategy("stage=9", config.strategy)])
 
 
 @pytest.mark.parametrize(

@@ -176,8 +176,8 @@ def test_bench_prints_a_table_and_writes_json(config, capsys):
         ),
         (
             ["train", "{config}", "strategy.stage=4", "strategy.data=1"],
-            "model.num_layers=2 must be a multiple of 4 (strategy.stage=4 x strategy.chunks=1): "
-            "use 4 layers, or fewer stages or chunks.",
+            "model.num_layers=2 leaves stages without a layer: stage=4 x chunks=1 needs at least 4 "
+            "layers; add layers, or use fewer stages or chunks.",
         ),
         (
             ["train", "{config}", "strategy.model=4", "strategy.data=1"],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from hybrid_jax.sharding.placement import path_name
 
@@ -30,18 +30,18 @@ class ParameterRow:
 def parameter_table(train: TrainStep) -> tuple[ParameterRow, ...]:
     """Returns one row for each parameter of `train`, in the order of the tree."""
 
-    def row(path, shape, sharding: NamedSharding, axes) -> ParameterRow:
+    def row(path, shape, stored, axes) -> ParameterRow:
         itemsize = shape.dtype.itemsize
         return ParameterRow(
             path=path_name(path),
             shape=shape.shape,
             axes=tuple(axes),
-            spec=sharding.spec,
+            spec=stored.sharding.spec,
             bytes=shape.size * itemsize,
-            device_bytes=math.prod(sharding.shard_shape(shape.shape)) * itemsize,
+            device_bytes=math.prod(stored.sharding.shard_shape(stored.shape)) * itemsize,
         )
 
     rows = jax.tree_util.tree_map_with_path(
-        row, train.shapes, train.shardings.params, train.model.axes()
+        row, train.shapes, train.abstract_state().params, train.model.axes()
     )
     return tuple(jax.tree.leaves(rows, is_leaf=lambda node: isinstance(node, ParameterRow)))

@@ -8,6 +8,7 @@ from typing import Annotated
 from hybrid_jax.config.checkpoint import CheckpointConfig
 from hybrid_jax.config.checks import multiples_near, shown
 from hybrid_jax.config.data import DataConfig
+from hybrid_jax.config.depth import check_depth
 from hybrid_jax.config.fields import Whole, check_fields
 from hybrid_jax.config.model import DecoderConfig, preset
 from hybrid_jax.config.optimizer import OptimizerConfig
@@ -52,7 +53,7 @@ class RunConfig:
     def __post_init__(self):
         check_fields("", self)
         self._check_devices()
-        self._check_layers()
+        check_depth(self.model.num_layers, self.strategy, name="model.num_layers")
         self._check_heads()
         self._check_batch()
         self._check_lengths()
@@ -70,16 +71,6 @@ class RunConfig:
             raise UserError(
                 f"cpu_devices={self.cpu_devices} must be the product of the strategy's axes, "
                 f"{product or 'all 1'}: set cpu_devices={needed}, or change an axis."
-            )
-
-    def _check_layers(self):
-        stage, chunks = self.strategy.stage, self.strategy.chunks
-        layers, groups = self.model.num_layers, stage * chunks
-        if layers % groups:
-            raise UserError(
-                f"model.num_layers={layers} must be a multiple of {groups} "
-                f"(strategy.stage={stage} x strategy.chunks={chunks}): use "
-                f"{multiples_near(layers, groups)} layers, or fewer stages or chunks."
             )
 
     def _check_heads(self):

@@ -24,13 +24,13 @@ class StepFunctions:
 
     Attributes:
       init: key -> state.
-      init_from: canonical params -> state; donated.
+      init_from: canonical params -> state; donated, but for depths that are padded.
       step: (state, batch) -> (state, metrics); the state is donated.
       evaluate: (params, batch) -> (metrics, sums).
       gradients: (canonical params, batch, step, loss_scale) -> (canonical gradients, metrics).
       canonical_params: params -> canonical params.
       to_depth: state -> state in depth order.
-      to_stages: state in depth order -> state; donated.
+      to_stages: state in depth order -> state; donated, but for depths that are padded.
     """
 
     init: Callable
@@ -51,7 +51,9 @@ def make_functions(
     mesh: Mesh,
     shapes: PyTree,
     shardings: TrainState,
+    canonical: TrainState,
     *,
+    num_layers: int,
     chunks: int,
     seed: int,
     clip_norm: float | None,
@@ -63,8 +65,10 @@ def make_functions(
     Args:
       init_params: key -> canonical parameters.
       train, evaluate: from `make_loss_and_gradients`, with and without a backward pass.
-      shapes: of the parameters.
+      shapes: of the canonical parameters.
       shardings: of the state; its `order` is that of the layers.
+      canonical: shardings of the canonical state.
+      num_layers: of the model.
       chunks, seed, clip_norm, spike_sigmas: as of `make_train_step` and the strategy.
       scaled: whether the loss scale of fp16 is in use.
     """
@@ -74,11 +78,16 @@ def make_functions(
         return TrainState(jnp.int32(0), params, tx.init(params), order=shardings.order)
 
     dims = layer_dims(fresh, shapes)
-    order = LayerOrder(mesh, chunks, dims, shardings)
-    params_order = LayerOrder(mesh, chunks, dims.params, shardings.params)
+    at_depth = replace(canonical, order=shardings.order)  # the trees must have one structure
+    order = LayerOrder(mesh, chunks, num_layers, dims, shardings, at_depth)
+    of_params = (dims.params, shardings.params, canonical.params)
+    params_order = LayerOrder(mesh, chunks, num_layers, *of_params)
+    # Padded arrays are larger than the canonical ones, whose memory they cannot take over.
+    donated = () if order.padding else 0
 
     def from_depth(params):
-        params = jax.lax.with_sharding_constraint(params, shardings.params)
+        if not order.padding:
+            params = jax.lax.with_sharding_constraint(params, shardings.params)
         return params_order.to_stages(params)
 
     def step_key(step):
@@ -116,23 +125,25 @@ def make_functions(
     return StepFunctions(
         init=jax.jit(lambda key: fresh(from_depth(init_params(key))), out_shardings=shardings),
         init_from=jax.jit(
-            lambda params: fresh(from_depth(params)), out_shardings=shardings, donate_argnums=0
+            lambda params: fresh(from_depth(params)),
+            out_shardings=shardings,
+            donate_argnums=donated,
         ),
         step=jax.jit(step, out_shardings=(shardings, whole), donate_argnums=0),
         evaluate=jax.jit(
             lambda params, batch: evaluate(params, batch, step_key(0), jnp.float32(1))[1:],
             out_shardings=whole,
         ),
-        gradients=jax.jit(gradients, out_shardings=(shardings.params, whole)),
-        canonical_params=jax.jit(params_order.to_depth, out_shardings=shardings.params),
+        gradients=jax.jit(gradients, out_shardings=(canonical.params, whole)),
+        canonical_params=jax.jit(params_order.to_depth, out_shardings=canonical.params),
         to_depth=moved(
             lambda state: replace(order.to_depth(state), order=DEPTH_ORDER),
-            replace(shardings, order=DEPTH_ORDER),
+            canonical,
         ),
         to_stages=moved(
             lambda state: order.to_stages(replace(state, order=shardings.order)),
             shardings,
-            donate_argnums=0,
+            donate_argnums=donated,
         ),
     )
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from hybrid_jax.config.depth import num_places
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.models.contract import Model
 from hybrid_jax.pipeline.executor import execute
@@ -20,6 +21,7 @@ from hybrid_jax.sharding.order import depend_on, depend_smallest_on
 from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules
 from hybrid_jax.train import zero
 from hybrid_jax.train.objective import Objective
+from hybrid_jax.train.padding import zero_padding
 from hybrid_jax.train.program import make_program
 
 PyTree = Any
@@ -50,7 +52,8 @@ def make_loss_and_gradients(
     starts from `loss_scale`, which is divided out again in f32.
 
     Args:
-      placements: tree of `Placement` for params {"embed", "blocks", "head"}, blocks in stage order.
+      placements: tree of `Placement` for params {"embed", "blocks", "head"}, blocks in stage order,
+        padded where stages x chunks do not divide the depth.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     skip_bubbles = on_cpu if strategy.skip_bubbles is None else strategy.skip_bubbles
@@ -58,6 +61,8 @@ def make_loss_and_gradients(
     ordered = on_cpu and strategy.zero == 3
     trains = schedule.name != "forward_only"
     scaled = strategy.precision == "fp16"
+    parts = schedule.stages * schedule.chunks
+    padded = num_places(model.num_layers, parts) > model.num_layers
     shared_placements, block_placements = split_params(placements)
     program = make_program(model, strategy, rules, block_placements, mesh, dropout=dropout)
     objective = Objective(model, mesh)
@@ -94,7 +99,10 @@ def make_loss_and_gradients(
         metrics = objective.metrics(sums)
         if not trains:
             return {}, metrics, sums
-        block_grads = _merge_leading(totals.block_grads)
+        block_grads = totals.block_grads
+        if padded:
+            block_grads = zero_padding(block_grads, model.num_layers, schedule.stages)
+        block_grads = _merge_leading(block_grads)
         shared_grads = zero.reduce_scatter(totals.shared_grads, shared_placements)
         if strategy.zero != 3:
             block_grads = zero.reduce_scatter(block_grads, block_placements, root="blocks")

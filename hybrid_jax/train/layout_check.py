@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jax.sharding import Mesh
 
+from hybrid_jax.config.depth import check_depth
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.models.contract import Model
@@ -22,13 +23,7 @@ def check_layout(model: Model, strategy: Strategy, mesh: Mesh) -> None:
                 f"{axis}={mesh.shape[axis]}: this version trains over replica, data, stage and "
                 f"model only; set {axis}=1 and give its devices to another axis."
             )
-    parts = strategy.stage * strategy.chunks
-    if model.num_layers % parts or (parts > 1 and model.num_layers == 0):
-        raise UserError(
-            f"num_layers={model.num_layers} does not divide into stage={strategy.stage} x "
-            f"chunks={strategy.chunks} equal groups: use a multiple of {parts} layers, or fewer "
-            "stages or chunks."
-        )
+    check_depth(model.num_layers, strategy)
     # A check in XLA:TPU's partitioner (`IsManualSubgroup`, libtpu 0.0.42) ends the process where a
     # tick recomputes a whole chunk beside another forward, and attention is a kernel on `model`.
     pipelined = strategy.stage > 1 and strategy.schedule != "gpipe" and strategy.model > 1

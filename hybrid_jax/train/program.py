@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from hybrid_jax.config.depth import num_places
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.models.attention import Attend, dot_product_attention
@@ -17,6 +18,7 @@ from hybrid_jax.pipeline.program import StageProgram, make_chunk
 from hybrid_jax.sharding.constrain import make_constrain
 from hybrid_jax.sharding.rules import AxisRules
 from hybrid_jax.train import zero
+from hybrid_jax.train.padding import skip_padding
 
 PyTree = Any
 
@@ -51,6 +53,8 @@ def make_program(
             sums = model.head(shared, carry, microbatch, Context(None, None, constrain, attend))
         return _checked_sums(sums, model)
 
+    if num_places(model.num_layers, strategy.stage * strategy.chunks) > model.num_layers:
+        layer = skip_padding(layer, model.num_layers)
     around = zero.gather_per_layer(block_placements) if strategy.zero == 3 else lambda layer: layer
     chunk = make_chunk(layer, strategy.remat, around)
     batch_axes = {name: entry.axes for name, entry in model.batch_entries().entries.items()}

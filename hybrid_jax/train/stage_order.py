@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hybrid_jax.config.depth import num_places
 from hybrid_jax.errors import UserError
 from hybrid_jax.train.state import DEPTH_ORDER
 
@@ -24,21 +25,28 @@ NO_LAYERS = -1
 class LayerOrder:
     """Moves stacked layers between depth order and the order in which stages own them.
 
+    In depth order there are L layers; in that of the stages L' places, the next multiple of stages
+    x chunks, of which those behind the last layer in depth hold zeros.
+
     Stage d owns chunks c = 0 … v-1, and chunk c of stage d is the (c S + d)-th group of layers, so
-    that with several chunks a stage's layers are not neighbours in depth. With one chunk both
-    orders are the same and nothing moves.
+    that with several chunks a stage's layers are not neighbours in depth. With one chunk, and no
+    place left empty, both orders are the same and nothing moves.
 
     Attributes:
       mesh: the run's.
       chunks: of every stage.
+      num_layers: L.
       dims: tree of the dim of every leaf that counts layers; `NO_LAYERS` where there is none.
-      shardings: tree of `NamedSharding`, the same before and after.
+      shardings: tree of `NamedSharding`, in the order of the stages.
+      canonical: the same in depth order.
     """
 
     mesh: Mesh
     chunks: int
+    num_layers: int
     dims: PyTree
     shardings: PyTree
+    canonical: PyTree
 
     @property
     def is_trivial(self) -> bool:
@@ -48,18 +56,50 @@ class LayerOrder:
     @property
     def name(self) -> str:
         """What a state in the order of the stages calls it."""
-        return order_name(self.mesh.shape["stage"], self.chunks)
+        return order_name(self.mesh.shape["stage"], self.chunks, self.num_layers)
+
+    @property
+    def padding(self) -> int:
+        """Places that hold no layer."""
+        return num_places(self.num_layers, self.mesh.shape["stage"] * self.chunks) - self.num_layers
 
     def to_stages(self, tree: PyTree) -> PyTree:
         """Reorders from depth order to the order of the stages."""
-        return self._move(tree, depth_of_slot(self.mesh.shape["stage"], self.chunks))
+        return self._move(self._pad(tree), depth_of_slot(self.mesh.shape["stage"], self.chunks))
 
     def to_depth(self, tree: PyTree) -> PyTree:
         """The inverse of `to_stages`."""
-        return self._move(tree, np.argsort(depth_of_slot(self.mesh.shape["stage"], self.chunks)))
+        slots = depth_of_slot(self.mesh.shape["stage"], self.chunks)
+        return self._cut(self._move(tree, np.argsort(slots)))
+
+    def _pad(self, tree: PyTree) -> PyTree:
+        """Adds places at the end of depth."""
+
+        def pad(leaf, dim, padded, canonical):
+            if dim == NO_LAYERS:
+                return leaf
+            widths = [(0, self.padding if axis == dim else 0) for axis in range(leaf.ndim)]
+            # Twice, so that an array moves once, and nothing of it when it is padded.
+            leaf = lax.with_sharding_constraint(jnp.pad(leaf, widths), canonical)
+            return lax.with_sharding_constraint(leaf, padded)
+
+        if not self.padding:
+            return tree
+        return jax.tree.map(pad, tree, self.dims, self.shardings, self.canonical)
+
+    def _cut(self, tree: PyTree) -> PyTree:
+        """The inverse of `_pad`."""
+
+        def cut(leaf, dim, canonical):
+            if dim == NO_LAYERS:
+                return leaf
+            leaf = lax.with_sharding_constraint(leaf, canonical)
+            return lax.slice_in_dim(leaf, 0, leaf.shape[dim] - self.padding, axis=dim)
+
+        return jax.tree.map(cut, tree, self.dims, self.canonical) if self.padding else tree
 
     def _move(self, tree: PyTree, source: np.ndarray) -> PyTree:
-        if self.is_trivial:
+        if min(self.mesh.shape["stage"], self.chunks) == 1:
             return tree
         return jax.tree.map(
             lambda leaf, dim, sharding: _move_groups(leaf, dim, sharding, source, self.mesh),
@@ -69,13 +109,18 @@ class LayerOrder:
         )
 
 
-def order_name(stages: int, chunks: int) -> str:
+def order_name(stages: int, chunks: int, num_layers: int) -> str:
     """Returns the name of the order in which stages own their layers.
 
-    >>> order_name(stages=4, chunks=1), order_name(stages=4, chunks=2)
+    >>> order_name(4, 1, num_layers=8), order_name(4, 2, num_layers=8)
     ('depth', '4 stages x 2 chunks')
+    >>> order_name(3, 1, num_layers=5), order_name(2, 2, num_layers=5)
+    ('5 layers in 6 places', '2 stages x 2 chunks, 5 layers in 8 places')
     """
-    return DEPTH_ORDER if min(stages, chunks) == 1 else f"{stages} stages x {chunks} chunks"
+    places = num_places(num_layers, stages * chunks)
+    parts = [f"{stages} stages x {chunks} chunks"] if min(stages, chunks) > 1 else []
+    parts += [f"{num_layers} layers in {places} places"] if places > num_layers else []
+    return ", ".join(parts) or DEPTH_ORDER
 
 
 def depth_of_slot(stages: int, chunks: int) -> np.ndarray:

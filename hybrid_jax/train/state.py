@@ -15,7 +15,7 @@ from hybrid_jax.train.guard import Guard
 PyTree = Any
 
 DEPTH_ORDER = "depth"
-"""Layers by depth: what checkpoints hold, and every layout but the interleaved ones."""
+"""All layers by depth, and nothing else: what checkpoints hold, and most layouts."""
 
 
 @jax.tree_util.register_dataclass
@@ -28,9 +28,10 @@ class TrainState:
       params: f32 master parameters {"embed", "blocks", "head"}.
       opt_state: optax state.
       guard: which updates were skipped, and what is needed to judge the next.
-      order: of the layers in every stacked array, `DEPTH_ORDER` or that of an interleaved pipeline
-        (`LayerOrder.name`). Arrays of both have the same shapes and lie in the same places, so
-        the state itself must say which they are. Part of the tree's structure, not a leaf.
+      order: of the layers in every stacked array: `DEPTH_ORDER`, or that of a pipeline which is
+        interleaved, or pads the depth (`LayerOrder.name`). Interleaved arrays have the shapes and
+        shardings of those by depth, so the state itself must say which they are. Part of the
+        tree's structure, not a leaf.
     """
 
     step: jax.Array

@@ -26,6 +26,7 @@ from hybrid_jax.train.gradients import BATCH_SPEC, make_loss_and_gradients
 from hybrid_jax.train.guard import INITIAL_SCALE
 from hybrid_jax.train.initial import master_params
 from hybrid_jax.train.layout_check import check_layout
+from hybrid_jax.train.padding import canonical_placements, padded_shapes
 from hybrid_jax.train.stage_order import order_name
 from hybrid_jax.train.state import DEPTH_ORDER, TrainState, state_shardings
 from hybrid_jax.train.state_check import check_state
@@ -42,10 +43,12 @@ class TrainStep:
       model, strategy, mesh: as given.
       schedule: the pipeline table that the step runs.
       rules: the resolved logical-axis rules.
-      shapes: tree of `jax.ShapeDtypeStruct` of the parameters.
+      shapes: tree of `jax.ShapeDtypeStruct` of the parameters, [L, ...] in "blocks".
       placements: tree of `Placement` of the parameters.
       warnings: what the doctor found wasteful about them.
       shardings: `TrainState` of `NamedSharding`.
+      canonical_shardings: the same of a canonical state: where `stage` does not divide the layers,
+        it splits another dim.
       seed: of dropout.
       check_values: whether the numbers of every batch are checked too.
     """
@@ -59,6 +62,7 @@ class TrainStep:
     placements: PyTree
     warnings: tuple[Finding, ...]
     shardings: TrainState
+    canonical_shardings: TrainState
     seed: int
     check_values: bool
     _functions: StepFunctions = field(repr=False)
@@ -80,7 +84,7 @@ class TrainStep:
         params = master_params(params, self.shapes)
         # Several processes would send each other all of it, to compare.
         if not self.mesh.is_multi_process:
-            params = jax.device_put(params, self.shardings.params)
+            params = jax.device_put(params, self.canonical_shardings.params)
         return self._functions.init_from(params)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -148,7 +152,8 @@ class TrainStep:
     def canonical_state(self, state: TrainState) -> TrainState:
         """Returns the state with its layers in depth order, parameters and optimizer alike.
 
-        Nothing moves, and the arrays are those of `state`, unless the schedule is interleaved.
+        Nothing moves, and the arrays are those of `state`, unless the schedule is interleaved or
+        places of the stages are empty.
         """
         self.check_state(state)
         return self._functions.to_depth(state)
@@ -156,12 +161,11 @@ class TrainStep:
     def from_canonical(self, state: TrainState) -> TrainState:
         """The inverse of `canonical_state`, whatever layout `state` comes from.
 
-        It may lie on other devices or on the host. Arrays that lie as `shardings` say are donated.
+        It may lie on other devices or on the host. Arrays that lie as `canonical_shardings` say are
+        donated.
         """
-        canonical = replace(self.abstract_state(), order=DEPTH_ORDER)
-        check_state(state, canonical, anywhere=True)
-        placed = jax.device_put(state, replace(self.shardings, order=DEPTH_ORDER))
-        return self._functions.to_stages(placed)
+        check_state(state, self.abstract_canonical_state(), anywhere=True)
+        return self._functions.to_stages(jax.device_put(state, self.canonical_shardings))
 
     def check_state(self, state: TrainState) -> None:
         """Raises a UserError unless `state` is one of this step's, and still there."""
@@ -198,13 +202,12 @@ class TrainStep:
     @functools.cached_property
     def _abstract_state(self) -> TrainState:
         shapes = jax.eval_shape(self._functions.init, jax.random.key(0))
-        return jax.tree.map(
-            lambda shape, sharding: jax.ShapeDtypeStruct(
-                shape.shape, shape.dtype, sharding=sharding
-            ),
-            shapes,
-            self.shardings,
-        )
+        return _with_shardings(shapes, self.shardings)
+
+    def abstract_canonical_state(self) -> TrainState:
+        """The same of a canonical state, as `canonical_state` returns it."""
+        shapes = jax.eval_shape(self._functions.to_depth, self.abstract_state())
+        return _with_shardings(replace(shapes, order=DEPTH_ORDER), self.canonical_shardings)
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:
         """Checks a global batch, which every process has whole, and places it on the mesh.
@@ -229,6 +232,14 @@ class TrainStep:
     @property
     def _batch_parts(self) -> dict[str, int]:
         return {"shards": self.num_batch_shards, "microbatches": self.strategy.microbatches}
+
+
+def _with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
 
 
 def _put_own_part(array: Any, sharding: NamedSharding) -> jax.Array:
@@ -256,6 +267,8 @@ def make_train_step(
     Args:
       model: see `hybrid_jax.models.Model`.
       tx: any optax transformation; it sees whole arrays (XLA splits its work as the state is).
+        Where the depth is padded they end in zeros, which only matters for a mean over a whole
+        stacked array, such as Adafactor's root mean squares.
       strategy: sizes, schedule, ZeRO level, rematerialisation, precision.
       mesh: from `make_mesh(strategy)`, or of absent devices for ahead-of-time compilation.
       schedule: a pipeline table of one's own, of the strategy's sizes; None: the strategy's.
@@ -274,9 +287,12 @@ def make_train_step(
     check_layout(model, strategy, mesh)
     rules = resolve_rules(strategy.rules)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    placements, warnings = place_params(shapes, model.axes(), rules, mesh, zero=strategy.zero)
-    order = order_name(strategy.stage, strategy.chunks)
-    shardings = state_shardings(tx, shapes, placements, mesh, order)
+    padded = padded_shapes(shapes, model.num_layers, strategy.stage * strategy.chunks)
+    placements, warnings = place_params(padded, model.axes(), rules, mesh, zero=strategy.zero)
+    order = order_name(strategy.stage, strategy.chunks, model.num_layers)
+    shardings = state_shardings(tx, padded, placements, mesh, order)
+    depth_placements = canonical_placements(placements, shapes, mesh)
+    canonical_shardings = state_shardings(tx, shapes, depth_placements, mesh)
     sizes = (strategy.stage, strategy.microbatches, strategy.chunks)
     if schedule is None:
         schedule = schedules.schedule(strategy.schedule, *sizes)
@@ -291,6 +307,8 @@ def make_train_step(
         mesh,
         shapes,
         shardings,
+        canonical_shardings,
+        num_layers=model.num_layers,
         chunks=strategy.chunks,
         seed=seed,
         clip_norm=clip_norm,
@@ -307,6 +325,7 @@ def make_train_step(
         placements=placements,
         warnings=warnings,
         shardings=shardings,
+        canonical_shardings=canonical_shardings,
         seed=seed,
         check_values=check_values,
         _functions=functions,

@@ -21,9 +21,9 @@ from hybrid_jax.errors import UserError
         ),
         ({"cpu_devices": 0}, "cpu_devices=0 must be a whole number, at least 1."),
         (
-            {"strategy": Strategy(stage=3, microbatches=3)},
-            "model.num_layers=4 must be a multiple of 3 (strategy.stage=3 x "
-            "strategy.chunks=1): use 3 or 6 layers, or fewer stages or chunks.",
+            {"strategy": Strategy(stage=5, microbatches=4)},
+            "model.num_layers=4 leaves stages without a layer: stage=5 x chunks=1 needs at least 5 "
+            "layers; add layers, or use fewer stages or chunks.",
         ),
         (
             {"strategy": Strategy(model=8)},

@@ -49,7 +49,7 @@ def test_there_and_back(stages, chunks, spec):
     layers = 2 * stages * chunks
     leaf = np.arange(layers * 8.0).reshape(layers, 8)
     sharding = NamedSharding(mesh, PartitionSpec(*spec))
-    order = LayerOrder(mesh, chunks, 0, sharding)
+    order = LayerOrder(mesh, chunks, layers, 0, sharding, sharding)
     moved = jax.jit(order.to_stages, out_shardings=sharding)(jax.device_put(leaf, sharding))
     expected = leaf.reshape(stages * chunks, 2, 8)[depth_of_slot(stages, chunks)]
     np.testing.assert_array_equal(moved, expected.reshape(layers, 8))

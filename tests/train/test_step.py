@@ -216,11 +216,11 @@ def test_a_batch_without_any_weight_changes_nothing():
         (Strategy(data=8), Strategy(data=4, model=2), "mesh .*'data': 4.* is not .*'data': 8"),
         (Strategy(data=4, context=2), None, "context=2: .* set context=1"),
         (Strategy(data=2, expert=4), None, "expert=4: .* set expert=1"),
-        (Strategy(stage=8), None, "num_layers=4 does not divide into stage=8 x chunks=1"),
+        (Strategy(stage=8), None, "num_layers=4 leaves stages without a layer: stage=8 x"),
         (
             Strategy(stage=4, data=2, microbatches=4, schedule="interleaved", chunks=2),
             None,
-            "num_layers=4 does not divide into stage=4 x chunks=2 .* multiple of 8",
+            "num_layers=4 leaves stages .* stage=4 x chunks=2 needs at least 8 layers",
         ),
         (Strategy(model=8), None, "k/kernel: dim 2 .* is 2, not divisible by model=8"),
         (Strategy(data=8, zero=0, rules="megatron+fsdp"), None, "'embed' on 'data', but zero=0"),
