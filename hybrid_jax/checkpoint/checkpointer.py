@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from hybrid_jax.checkpoint.tree import from_nested, to_nested
 from hybrid_jax.checkpoint.writer import Writer
 from hybrid_jax.config.paths import local_path
 from hybrid_jax.errors import UserError
-from hybrid_jax.train.state import DEPTH_ORDER, TrainState
+from hybrid_jax.train.state import TrainState
 from hybrid_jax.train.step import TrainStep
 
 PyTree = Any
@@ -186,7 +185,7 @@ class Checkpointer:
           UserError: no step is there, none is good, or it was saved by a model or an optimizer
             of other shapes.
         """
-        like = dataclasses.replace(train.abstract_state(), order=DEPTH_ORDER)
+        like = train.abstract_canonical_state()
         nested = self._restore(to_nested(like), step)
         return train.from_canonical(from_nested(nested, like))
 
@@ -194,14 +193,14 @@ class Checkpointer:
         """Returns the canonical parameters of a step, without optimizer state.
 
         Args:
-          train: puts them where its parameters lie; None: NumPy arrays on this host.
+          train: puts them where its canonical parameters lie; None: NumPy arrays on this host.
           step: the newest good one by default.
 
         Raises:
           UserError: as `restore`.
         """
         if train is not None:
-            like = train.abstract_state().params
+            like = train.abstract_canonical_state().params
             return from_nested(self._restore({"params": to_nested(like)}, step)["params"], like)
         return self._restore(None, step)["params"]
 
