@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from hybrid_jax.config.depth import padded
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.planning.activations import COMPUTE_BYTES, residual_bytes, widths
@@ -73,7 +74,7 @@ def memory(
       slots: of the ring of residuals, where they are not those of the strategy's schedule.
     """
     local = global_batch // (strategy.replica * strategy.data)
-    step = _Step(config, strategy, local, seq_len, platform)
+    step = _Step(padded(config, strategy), strategy, local, seq_len, platform)
     if slots is not None:
         step.slots = slots
     masters = stored((*step.blocks, *step.outer), strategy, step.lanes)

@@ -14,6 +14,7 @@ from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.planning import tables
 from hybrid_jax.planning.bounds import bounds
+from hybrid_jax.planning.reasons import padded_layers, padding_note
 from hybrid_jax.planning.search import Plan, Problem
 from hybrid_jax.planning.verified import Verified
 from hybrid_jax.planning.verify import TIMEOUT_SECONDS, rerank, verify
@@ -107,6 +108,8 @@ class PlanReport(Tables):
         parts.append(tables.memory_parts(self.problem, shown))
         if self.fits:
             parts.append(tables.time_parts([plan for plan in shown if plan.time]))
+            if padded_layers(self.problem, self.best):
+                parts.append(tables.note(f"the best has {padding_note(self.problem, self.best)}"))
             parts += self._beside_peers(shown)
         else:
             parts.append(tables.note(self.miss))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hybrid_jax.config.depth import num_places
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
@@ -17,6 +18,8 @@ from hybrid_jax.planning.schedule_facts import schedule_facts
 from hybrid_jax.planning.step_time import StepTime, step_time
 
 REMATS = ("none", "dots", "layer", "stage")  # from the fastest to the smallest
+MOST_PADDING = 0.25
+"""Share of the layers that places without a layer must stay below, where nobody asked for more."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,14 @@ def search(problem: Problem, fixed: dict[str, Any] | None = None) -> list[Plan]:
     if not plans:
         raise UserError(_nothing_divides(problem, fixed or {}))
     plans.sort(key=lambda plan: (plan.time is None, plan.time.total if plan.time else _size(plan)))
-    return [replace(plan, reason=reason(plan, plans[0], problem.room)) for plan in plans]
+    return [replace(plan, reason=reason(problem, plan, plans[0])) for plan in plans]
 
 
 def layouts(problem: Problem, fixed: dict[str, Any]) -> Iterator[Strategy]:
-    """Every way to give the devices to replica, stage, data and model that divides the model."""
+    """Every way to give the devices to replica, stage, data and model that divides the model.
+
+    Layers need not divide: stages with a place left empty are charged for it.
+    """
     config, cluster = problem.config, problem.cluster
     chip, count = cluster.chip, cluster.num_devices
     islands = cluster.islands
@@ -119,7 +125,7 @@ def layouts(problem: Problem, fixed: dict[str, Any]) -> Iterator[Strategy]:
         if heads or sizes or (model > chip.host and not chip.torus_dims and "model" not in fixed):
             continue  # tensor parallelism leaves no host of GPUs: it sends at every layer
         for stage in _choices(fixed, "stage", _divisors(count // model)):
-            if config.num_layers % stage or count % (model * stage):
+            if not _fills(config.num_layers, stage, "stage" in fixed) or count % (model * stage):
                 continue
             rest = count // (model * stage)
             for replica in _choices(fixed, "replica", sorted({1, islands})):
@@ -143,11 +149,10 @@ def _crosses_well(cluster: Cluster, layout: Strategy) -> bool:
 def variants(problem: Problem, layout: Strategy, fixed: dict[str, Any]) -> Iterator[list[Strategy]]:
     """For every schedule, microbatches, ZeRO level and rules: its remats, fastest first."""
     local = problem.global_batch // (layout.replica * layout.data)
-    per_stage = problem.config.num_layers // layout.stage
     split_rules = ["megatron+sp", None] if layout.model > 1 else [None]
     if problem.seq_len % layout.model:
         split_rules = [None]
-    for name, chunks in _schedules(layout.stage, per_stage, fixed):
+    for name, chunks in _schedules(layout.stage, problem.config.num_layers, fixed):
         for microbatches in _choices(fixed, "microbatches", _divisors(local)):
             if local % microbatches or (chunks > 1 and microbatches % layout.stage):
                 continue
@@ -173,11 +178,30 @@ def variants(problem: Problem, layout: Strategy, fixed: dict[str, Any]) -> Itera
                     ]
 
 
-def _schedules(stage: int, per_stage: int, fixed: dict[str, Any]) -> list[tuple[str, int]]:
+def _fills(num_layers: int, parts: int, is_fixed: bool = False) -> bool:
+    """Whether so many stages x chunks are worth a try: each has a layer, and padding is small.
+
+    >>> _fills(26, 4), _fills(26, 8), _fills(30, 8), _fills(5, 4)
+    (True, False, True, False)
+
+    Args:
+      is_fixed: whether the user wants just these, which the step runs with any number of layers
+        from `parts` on.
+    """
+    places = num_places(num_layers, parts)
+    if is_fixed:
+        return num_layers >= parts
+    # Padding fills the last groups: with a whole group of it a stage has nothing to do.
+    padding = places - num_layers
+    return padding < places // parts and padding < MOST_PADDING * num_layers
+
+
+def _schedules(stage: int, num_layers: int, fixed: dict[str, Any]) -> list[tuple[str, int]]:
     """GPipe has the bubble of 1F1B and more in flight: only where it is asked for."""
     found = [("1f1b", 1)]
     if stage > 1:
-        found += [("interleaved", chunks) for chunks in _divisors(per_stage) if 1 < chunks <= 8]
+        filled = [v for v in range(2, 9) if _fills(num_layers, stage * v, "chunks" in fixed)]
+        found += [("interleaved", chunks) for chunks in filled]
         found.append(("gpipe", 1))
     names = _choices(fixed, "schedule", ["1f1b", "interleaved"])
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from hybrid_jax.config.depth import padded
 from hybrid_jax.config.model import DecoderConfig, flops_per_token
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.hardware.cluster import Cluster
@@ -70,7 +71,7 @@ def step_time(
       seq_len: tokens of an example.
       links: `cluster.links(strategy)`, where the caller has it.
     """
-    work = _Work(config, strategy, cluster, global_batch, seq_len)
+    work = _Work(padded(config, strategy), strategy, cluster, global_batch, seq_len)
     links = cluster.links(strategy) if links is None else links
     seconds: dict[str, float] = {}
     sent: dict[str, float] = {}

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from hybrid_jax.config.depth import padded
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.planning.activations import COMPUTE_BYTES, splits_sequence, widths
@@ -42,6 +43,7 @@ def transfers(
     config: DecoderConfig, strategy: Strategy, global_batch: int, seq_len: int
 ) -> tuple[Transfer, ...]:
     """Returns the transfers of one step over axes of more than one device."""
+    config = padded(config, strategy)
     found = [
         *_layers(config, strategy, global_batch, seq_len),
         *_stages(config, strategy, global_batch, seq_len),

@@ -92,7 +92,7 @@ def rerank(
         for plan in plans
         if plan.time and plan.strategy in lost
     ]
-    ranked = [replace(plan, reason=reason(plan, fitting[0], problem.room)) for plan in fitting]
+    ranked = [replace(plan, reason=reason(problem, plan, fitting[0])) for plan in fitting]
     return (*ranked, *refused, *(plan for plan in plans if plan.time is None))
 
 
