@@ -61,7 +61,6 @@ def memory(
     seq_len: int,
     optimizer: str = "adamw",
     platform: str = "tpu",
-    slots: int | None = None,
 ) -> Memory:
     """Returns the memory of one train step, by part.
 
@@ -71,12 +70,9 @@ def memory(
       optimizer: a key of `OPTIMIZER_BYTES`.
       platform: "tpu", where arrays are padded to tiles, "gpu", or "cpu", where no kernel computes
         attention without its scores.
-      slots: of the ring of residuals, where they are not those of the strategy's schedule.
     """
     local = global_batch // (strategy.replica * strategy.data)
     step = _Step(config, strategy, local, seq_len, platform)
-    if slots is not None:
-        step.slots = slots
     masters = stored((*step.blocks, *step.outer), strategy, step.lanes)
     compute = gathered(step.outer, strategy, step.lanes) + step.block_entries
     layer, chunk = step.residuals(strategy.remat)

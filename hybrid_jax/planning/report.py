@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.table import Table
 
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.planning import tables
-from hybrid_jax.planning.bounds import bounds
 from hybrid_jax.planning.search import Plan, Problem
 from hybrid_jax.planning.verified import Verified
 from hybrid_jax.planning.verify import TIMEOUT_SECONDS, rerank, verify
@@ -107,7 +105,6 @@ class PlanReport(Tables):
         parts.append(tables.memory_parts(self.problem, shown))
         if self.fits:
             parts.append(tables.time_parts([plan for plan in shown if plan.time]))
-            parts += self._beside_peers(shown)
         else:
             parts.append(tables.note(self.miss))
         return Group(*parts)
@@ -146,17 +143,6 @@ class PlanReport(Tables):
         from hybrid_jax.planning.pictures import save
 
         save(self, str(path))
-
-    def _beside_peers(self, shown: tuple[Plan, ...]) -> list[Table]:
-        """The best pipeline shown, with what others could do with as many stages, if any can.
-
-        Not on CPUs, whose idle ticks are skipped.
-        """
-        best = next((plan for plan in shown if plan.time and plan.strategy.stage > 1), None)
-        if best is None or self.problem.cluster.chip.platform == "cpu":
-            return []
-        kinds = bounds(self.problem, best.strategy.stage)
-        return [tables.beside_peers(best, kinds)] if kinds else []
 
     def to_json(self) -> str:
         """Returns every plan as JSON text; bytes and seconds per device and step."""

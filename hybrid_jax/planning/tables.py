@@ -11,7 +11,6 @@ from rich.text import Text
 from hybrid_jax.config.model import num_params
 from hybrid_jax.config.strategy import MESH_AXES
 from hybrid_jax.hardware.chips import GIB
-from hybrid_jax.planning.bounds import Bounds
 from hybrid_jax.planning.memory import Memory
 from hybrid_jax.planning.search import Plan, Problem
 from hybrid_jax.planning.verified import Verified
@@ -154,31 +153,6 @@ def _pair(predicted: float | None, compiled: float | None, size: int, at_most: b
         "-" if value is None else f"{value / size:.3g}" for value in (predicted, compiled)
     )
     return f"{first} | {'≤ ' if at_most else ''}{second}"
-
-
-def beside_peers(plan: Plan, kinds: Sequence[Bounds]) -> Table:
-    """A pipeline, and what GPipe and circular ones of as many stages need at least."""
-    table = make_table(
-        f"Beside GPipe and circular pipelines of {plan.strategy.stage} stages that fit",
-        *("", "strategy", ">step", ">sent, GiB", ">hardware PFLOP"),
-        caption="per device and step; idle ticks compute on masked input in all of them",
-    )
-    assert plan.time is not None
-    rows = [("this plan", plan.strategy, plan.time)]
-    for found in kinds:
-        peers = {"sends least": found.sent, "computes least": found.flops, "fastest": found.fastest}
-        rows += [
-            (f"{found.kind}, {does}", peer.strategy, peer.time) for does, peer in peers.items()
-        ]
-    for name, strategy, time in rows:
-        table.add_row(
-            name,
-            strategy.describe(),
-            format_duration(time.total),
-            f"{sum(time.sent_bytes.values()) / GIB:.1f}",
-            f"{time.hardware_flops / 1e15:.3f}",
-        )
-    return table
 
 
 def note(text: str) -> Text:
