@@ -157,7 +157,7 @@ class Report(Tables):
                     for row in self.ledger.rows
                 ],
                 "unknown_loops": self.ledger.unknown_loops,
-                "parameters": [asdict(row) | {"spec": list(row.spec)} for row in self.parameters],
+                "parameters": [row.to_fields() for row in self.parameters],
                 "hlo_bytes": self.hlo_bytes,
             },
             indent=2,
