@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from hybrid_jax.planning.search import Plan
 
 
-def reason(plan: Plan, best: Plan, room: float) -> str:
+def reason(plan: Plan, best: Plan, memory_limit_bytes: float) -> str:
     """Returns why `plan` lost against `best`, in a few words; nothing for `best` itself.
 
     Of what takes longer than in the best, it names what adds most.
 
     Args:
-      room: bytes that a step may use of one device.
+      memory_limit_bytes: that a step may use of one device.
     """
     if plan.time is None:
         part, size = _largest(plan.memory)
         return (
-            f"needs {_gib(plan.memory.total)} of {_gib(room)} GiB, {_gib(size)} of them "
-            f"{part.replace('_', ' ')}"
+            f"needs {_gib(plan.memory.total)} of {_gib(memory_limit_bytes)} GiB, "
+            f"{_gib(size)} of them {part.replace('_', ' ')}"
         )
     if plan is best or best.time is None:
         return ""

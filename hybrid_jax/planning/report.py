@@ -152,7 +152,7 @@ class PlanReport(Tables):
                 "devices": problem.cluster.describe(),
                 "global_batch": problem.global_batch,
                 "seq_len": problem.seq_len,
-                "memory_bytes": problem.room,
+                "memory_bytes": problem.memory_limit_bytes,
                 "plans": [_plan_fields(plan) for plan in self.plans],
                 "remedy": self.remedy,
                 "verified": [found.to_fields() for found in self.verified],

@@ -66,7 +66,7 @@ class Problem:
     memory_bytes: float | None = None
 
     @property
-    def room(self) -> float:
+    def memory_limit_bytes(self) -> float:
         """Bytes that a step may use of one device."""
         chip = self.cluster.chip.hbm_bytes
         return chip if self.memory_bytes is None else min(self.memory_bytes, chip)
@@ -105,7 +105,9 @@ def search(problem: Problem, fixed: dict[str, Any] | None = None) -> list[Plan]:
     if not plans:
         raise UserError(_nothing_divides(problem, fixed or {}))
     plans.sort(key=lambda plan: (plan.time is None, plan.time.total if plan.time else _size(plan)))
-    return [replace(plan, reason=reason(plan, plans[0], problem.room)) for plan in plans]
+    return [
+        replace(plan, reason=reason(plan, plans[0], problem.memory_limit_bytes)) for plan in plans
+    ]
 
 
 def layouts(problem: Problem, fixed: dict[str, Any]) -> Iterator[Strategy]:
@@ -193,11 +195,11 @@ def _best_of(
     """The fastest that fits, or the smallest; of one variant's remats the first that fits."""
     best: Plan | None = None
     smallest: Plan | None = None
-    room = problem.room
+    limit = problem.memory_limit_bytes
     for remats in variants:
         for strategy in remats:
             needs = problem.memory(strategy)
-            if needs.total > room:
+            if needs.total > limit:
                 if smallest is None or needs.total < _size(smallest):
                     smallest = Plan(strategy, needs, None, links)
                 continue

@@ -10,7 +10,7 @@ from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.hardware.links import Link
 from hybrid_jax.planning.activations import COMPUTE_BYTES, residual_bytes, widths
-from hybrid_jax.planning.parameters import block_leaves, gathered, num_up, outer_leaves, stored
+from hybrid_jax.planning.parameters import block_leaves, gathered, num_up, shared_leaves, stored
 from hybrid_jax.planning.traffic import Transfer, idle_share, num_ticks, transfers
 
 HIDDEN_ON_TPU = 0.5
@@ -126,7 +126,7 @@ class _Work:
         self.seq_len = seq_len
         self.entry = COMPUTE_BYTES[strategy.precision]
         self.peak = self.chip.flops_f32 if strategy.precision == "f32" else self.chip.flops_bf16
-        self.blocks, self.outer = block_leaves(config), outer_leaves(config)
+        self.blocks, self.shared = block_leaves(config), shared_leaves(config)
         microbatch = global_batch // shards // strategy.microbatches
         self.width = widths(config, strategy, microbatch, seq_len)
         self.fused = self.chip.platform != "cpu"
@@ -191,13 +191,13 @@ class _Work:
         blocks = gathered(self.blocks, self.strategy) * self.strategy.microbatches
         if self.strategy.zero == 3:
             blocks = stored(self.blocks, self.strategy) * self.strategy.microbatches
-        outer = gathered(self.outer, self.strategy)
-        num_bytes = (8 + 2 * self.entry) * (blocks + outer * num_ticks(self.strategy))
+        shared = gathered(self.shared, self.strategy)
+        num_bytes = (8 + 2 * self.entry) * (blocks + shared * num_ticks(self.strategy))
         return self.seconds(0, num_bytes)
 
     def update(self) -> float:
         """Adam reads gradient, parameter and two moments and writes three of them, f32."""
-        entries = stored((*self.blocks, *self.outer), self.strategy)
+        entries = stored((*self.blocks, *self.shared), self.strategy)
         return self.seconds(0, 4 * 7 * entries)
 
     def hardware_flops(self) -> float:

@@ -24,7 +24,7 @@ def heading(problem: Problem) -> Text:
     facts = (
         f"{count / 1e9:.3g} B parameters" if count > 1e9 else f"{count / 1e6:.3g} M parameters",
         f"{cluster.num_devices} x {chip.name} ({cluster.describe()}), "
-        f"{problem.room / GIB:.4g} GiB each",
+        f"{problem.memory_limit_bytes / GIB:.4g} GiB each",
         f"batch {problem.global_batch} x {problem.seq_len}",
         f"{problem.precision}, {problem.optimizer}",
     )
@@ -62,10 +62,10 @@ def memory_parts(problem: Problem, plans: Sequence[Plan]) -> Table:
     columns = (f">{name.replace('_', ' ')}" for name in names)
     unit, size = byte_unit(max(plan.memory.total for plan in plans))
     table = make_table(f"Memory per device, {unit}", ">", *columns, ">total")
-    room = problem.room
+    limit = problem.memory_limit_bytes
     for rank, plan in enumerate(plans, 1):
         parts = (f"{getattr(plan.memory, name) / size:.2f}" for name in names)
-        total = f"{plan.memory.total / size:.1f} of {room / size:,.1f}"
+        total = f"{plan.memory.total / size:.1f} of {limit / size:,.1f}"
         table.add_row(str(rank) if plan.time else "-", *parts, total)
     return table
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.planning.activations import COMPUTE_BYTES, splits_sequence, widths
-from hybrid_jax.planning.parameters import Leaf, block_leaves, outer_leaves, shard
+from hybrid_jax.planning.parameters import Leaf, block_leaves, shard_of, shared_leaves
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ def _stages(config, strategy: Strategy, global_batch: int, seq_len: int) -> list
 
 def _parameters(config, strategy: Strategy) -> list[Transfer]:
     """ZeRO: one gather and one reduction a step; level 3 gathers and reduces layer by layer."""
-    blocks, outer = block_leaves(config), outer_leaves(config)
+    blocks, shared = block_leaves(config), shared_leaves(config)
     if strategy.zero != 3:
-        return _once(blocks, strategy) + _once(outer, strategy)
+        return _once(blocks, strategy) + _once(shared, strategy)
     # Forward and backward slots gather each; under "stage" the recomputation does too.
     gathers = 3 if strategy.remat == "stage" else 2
     slots = num_ticks(strategy) / strategy.chunks
@@ -117,7 +117,7 @@ def _parameters(config, strategy: Strategy) -> list[Transfer]:
         if t.kind == "gather"
         else t
         for t in _once(blocks, strategy)
-    ] + _once(outer, strategy)
+    ] + _once(shared, strategy)
 
 
 def _once(leaves: tuple[Leaf, ...], strategy: Strategy) -> list[Transfer]:
@@ -147,15 +147,15 @@ def _crossing(
     split = {"stage": 0, "data": 0}
     copied = {"replica": 0, "stage": 0, "data": 0}
     for leaf in leaves:
-        lies = shard(leaf, strategy)
-        whole = math.prod(lies.gathered)
+        shard = shard_of(leaf, strategy)
+        whole = math.prod(shard.gathered)
         # Gathered over `data` first, then over `stage`; reduced the other way round.
-        for axis in lies.zero_axes:
+        for axis in shard.zero_axes:
             split[axis] += whole
             whole //= getattr(strategy, axis)
         for axis in copied:
-            if axis not in lies.zero_axes and (axis != "stage" or every_stage):
-                copied[axis] += math.prod(lies.stored)
+            if axis not in shard.zero_axes and (axis != "stage" or every_stage):
+                copied[axis] += math.prod(shard.stored)
     return split, copied
 
 

@@ -92,7 +92,10 @@ def rerank(
         for plan in plans
         if plan.time and plan.strategy in lost
     ]
-    ranked = [replace(plan, reason=reason(plan, fitting[0], problem.room)) for plan in fitting]
+    ranked = [
+        replace(plan, reason=reason(plan, fitting[0], problem.memory_limit_bytes))
+        for plan in fitting
+    ]
     return (*ranked, *refused, *(plan for plan in plans if plan.time is None))
 
 
@@ -151,7 +154,7 @@ def _beside(problem: Problem, plan: Plan, compiled: Compiled) -> Verified:
     assert plan.time is not None
     return Verified(
         strategy=plan.strategy,
-        room=problem.room,
+        memory_limit_bytes=problem.memory_limit_bytes,
         predicted=plan.memory.total,
         predicted_sent=dict(plan.time.sent_bytes),
         predicted_flops=plan.time.hardware_flops,

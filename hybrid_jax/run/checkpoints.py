@@ -69,7 +69,7 @@ def start(run: Run, checkpointer: Checkpointer | None) -> tuple[TrainState, list
     return run.train.init(jax.random.key(config.train.seed)), []
 
 
-def recipe(config: RunConfig) -> dict[str, Any]:
+def resume_signature(config: RunConfig) -> dict[str, Any]:
     """What the numbers of a run depend on, besides its model and its data."""
     train = {"seed": config.train.seed, "steps": config.train.steps}
     return {"optimizer": asdict(config.optimizer), "train": train}
@@ -92,7 +92,7 @@ def _compare(run: Run, saved: Mapping[str, Any]) -> list[str]:
         raise UserError(
             f"the checkpoint saw other data: {only_there} there, {only_here} here; {remedy}."
         )
-    found = recipe(run.config)
+    found = resume_signature(run.config)
     return [
         note
         for section, fields in found.items()

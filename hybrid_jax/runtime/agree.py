@@ -70,7 +70,9 @@ class Agreement:
             return
         firsts = [jax.local_devices(process)[0] for process in range(self._num_processes)]
         mesh = Mesh(np.array(firsts), ("process",))
-        whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("process",)))
+        replicated, split = (
+            NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("process",))
+        )
         # Made once: a vote is then a dispatch, without an upload.
         self._votes = [
             jax.make_array_from_callback(
@@ -78,7 +80,7 @@ class Agreement:
             )
             for vote in (0, 1)
         ]
-        self._count = jax.jit(lambda votes: votes.sum(), out_shardings=whole)
+        self._count = jax.jit(lambda votes: votes.sum(), out_shardings=replicated)
         self._pending = self._votes_of(False)
 
     def __call__(self, vote: bool) -> bool:
