@@ -40,7 +40,7 @@ class Report(Tables):
       strategy: the layout.
       batch_shape: global (B, T).
       platform: "cpu", "gpu" or "tpu": what it was compiled for.
-      flags: what the step does that the layout does not ask for; none in a sound one.
+      flags: what the step does unrequested by the layout; none in a sound one.
       warnings: what is wasteful about the sharding of the parameters, one line each.
       flops: of one device in one step.
       bubble: idle time of the pipeline as a fraction of its work.

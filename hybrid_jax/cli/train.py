@@ -73,7 +73,7 @@ def train(config: RunConfig, locate_nan: bool = False) -> None:
     if state.step < steps:
         console.print(f"stopped after {state.step} of {steps} steps")
         if checkpointer is not None:
-            console.print(f"saved in {checkpointer.path}: the same command goes on from there")
+            console.print(f"saved in {checkpointer.path}: the same command resumes from there")
             return
     _print_summary(run, state, log.latest["eval_loss"], console)
 

@@ -62,7 +62,7 @@ class PlanReport(Tables):
         """Returns the report with the best plans compiled, and ranked by what came of it.
 
         Compiles with the real compiler for devices that need not be here, each plan in a process
-        of its own. One that does not fit, or that the compiler fails on, loses its rank; where none
+        of its own. One that does not fit, or that the compiler fails on, is demoted; where none
         of the first is confirmed, the next ones are tried, up to a limit.
 
         Args:

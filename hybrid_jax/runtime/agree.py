@@ -52,12 +52,12 @@ def device_layout() -> Mapping[str, Any]:
 
 
 class Agreement:
-    """Tells all processes, at the same call, that one of them has said yes.
+    """Logical OR across processes, with the same result on all of them at the same call.
 
     It is called once in every step, by every process. The votes of a call are added up on the
     devices, behind the step that was dispatched before; the next call returns whether there was a
     yes among them. So no process waits for another more than the step does anyway. With one
-    process there is nobody to ask, and a yes is returned at once.
+    process the vote is returned at once.
 
     >>> agreed = Agreement()
     >>> agreed(False), agreed(True)

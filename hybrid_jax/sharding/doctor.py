@@ -1,4 +1,4 @@
-"""What is wrong, or wasteful, about a sharding: told before anything is compiled."""
+"""What is wrong, or wasteful, about a sharding: reported before anything is compiled."""
 
 from __future__ import annotations
 
