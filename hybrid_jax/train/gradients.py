@@ -20,7 +20,7 @@ from hybrid_jax.sharding.order import depend_on, depend_smallest_on
 from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules
 from hybrid_jax.train import zero
 from hybrid_jax.train.objective import Objective
-from hybrid_jax.train.program import make_program
+from hybrid_jax.train.stage_program import make_program
 
 PyTree = Any
 
