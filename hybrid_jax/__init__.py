@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hybrid_jax.nonfinite import locate_nonfinite
     from hybrid_jax.parity import check_parity
     from hybrid_jax.pipeline.schedules import schedule
+    from hybrid_jax.pipeline.task_table import Schedule
+    from hybrid_jax.pipeline.tasks import Task
     from hybrid_jax.planning.planner import plan
     from hybrid_jax.runtime.cpu import force_cpu_devices
     from hybrid_jax.sharding.mesh import make_mesh
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpointer",
     "RunError",
+    "Schedule",
     "Strategy",
+    "Task",
     "TrainState",
     "TrainStep",
     "Trainer",
@@ -51,7 +55,9 @@ __all__ = [
 _HOMES = {
     "Checkpointer": "checkpoint.checkpointer",
     "RunError": "errors",
+    "Schedule": "pipeline.task_table",
     "Strategy": "config.strategy",
+    "Task": "pipeline.tasks",
     "TrainState": "train.state",
     "TrainStep": "train.step",
     "Trainer": "trainer",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Hues that all eyes tell apart, and shades of them that differ in lightness.
-BLUE, ORANGE, TEAL = "#2f66a9", "#d96b1f", "#7cc4b8"
+BLUE, ORANGE, TEAL, VIOLET = "#2f66a9", "#d96b1f", "#7cc4b8", "#6b4a94"
 INK, MUTED, IDLE = "#1d2733", "#6b7683", "#eef0f3"
 
 SUFFIXES = (".png", ".pdf", ".svg")

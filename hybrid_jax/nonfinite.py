@@ -144,6 +144,7 @@ class Locator:
                 optax.identity(),
                 train.strategy,
                 train.mesh,
+                schedule=train.schedule,
                 seed=train.seed,
                 check_values=False,
             )

@@ -13,7 +13,8 @@ import optax
 from jax import lax
 
 from hybrid_jax.config.strategy import Strategy
-from hybrid_jax.models.contract import StagedModel, unconstrained
+from hybrid_jax.models.context import Context
+from hybrid_jax.models.contract import Model
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.sharding.placement import path_name
 from hybrid_jax.train.step import make_train_step
@@ -70,7 +71,7 @@ class ParityReport:
 
 
 def check_parity(
-    model: StagedModel,
+    model: Model,
     strategies: Iterable[Strategy],
     *,
     batch: Mapping[str, Any],
@@ -86,7 +87,7 @@ def check_parity(
     `jax.value_and_grad` on the whole batch.
 
     Args:
-      model: any `StagedModel`; with dropout the masks are the same in every layout.
+      model: any `Model`; with dropout the masks are the same in every layout.
       strategies: layouts to check; their precision is set to f32.
       batch: global host arrays, as for `TrainStep.step`.
       key: of the random parameters.
@@ -118,15 +119,16 @@ def check_parity(
         found, metrics = jax.device_get(train.gradients(jax.device_get(params), batch))
         errors = jax.tree.map(_relative_error, found, grads, scales)
         by_path = {path_name(p): e for p, e in jax.tree_util.tree_leaves_with_path(errors)}
-        loss_error = _relative_error(metrics["loss"], loss, abs(float(loss)))
+        found_loss = metrics.get("objective", metrics["loss"])
+        loss_error = _relative_error(found_loss, loss, abs(float(loss)))
         rows.append(LayoutParity(strategy, loss_error, by_path))
     return ParityReport(tuple(rows), rtol)
 
 
 def reference_loss_and_gradients(
-    model: StagedModel, params: PyTree, batch: Mapping[str, Any], *, seed: int = 0
+    model: Model, params: PyTree, batch: Mapping[str, Any], *, seed: int = 0
 ) -> tuple[jax.Array, PyTree]:
-    """Returns (mean loss, gradients) on one device, written the ordinary way."""
+    """Returns (what is trained on, its gradients) on one device, written the ordinary way."""
     batch = {name: jnp.asarray(leaf) for name, leaf in batch.items()}
     size = jax.tree.leaves(batch)[0].shape[0]
     batch["example"] = jnp.arange(size, dtype=jnp.int32)
@@ -134,23 +136,23 @@ def reference_loss_and_gradients(
         batch.setdefault("weights", jnp.ones(batch["tokens"].shape, jnp.float32))
     key = jax.random.fold_in(jax.random.key(seed), 0)
 
-    def loss(params):
-        outer = {name: part for name, part in params.items() if name != "blocks"}
+    def objective(params):
+        shared = {name: part for name, part in params.items() if name != "blocks"}
         last = jax.random.fold_in(key, model.num_layers)
-        x = model.embed(outer, batch, key=last, constrain=unconstrained)
+        carry = model.embed(shared, batch, Context(key=last))
 
-        def layer(x, scanned):
+        def layer(carry, scanned):
             layer_params, index = scanned
-            layer_key = jax.random.fold_in(key, index)
-            x = model.block(layer_params, x, batch, key=layer_key, constrain=unconstrained)
-            return x, None
+            ctx = Context(key=jax.random.fold_in(key, index), layer=index)
+            return model.layer(layer_params, carry, batch, ctx), None
 
-        x, _ = lax.scan(layer, x, (params["blocks"], jnp.arange(model.num_layers)))
-        loss_sum, weight_sum = model.head(outer, x, batch, constrain=unconstrained)
-        return loss_sum / weight_sum
+        carry, _ = lax.scan(layer, carry, (params["blocks"], jnp.arange(model.num_layers)))
+        sums, weights = model.head(shared, carry, batch, Context()), model.weights(batch)
+        terms = (factor * sums[name] / weights[name].sum() for name, factor in model.losses.items())
+        return sum(terms)
 
     with jax.default_matmul_precision("highest"):
-        return jax.jit(jax.value_and_grad(loss))(params)
+        return jax.jit(jax.value_and_grad(objective))(params)
 
 
 def _perturb(params: PyTree, key: jax.Array) -> PyTree:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -89,7 +89,10 @@ def test_the_baseline_knows_nothing_of_the_executor():
         for node in ast.walk(ast.parse(inspect.getsource(baseline)))
         if isinstance(node, ast.ImportFrom) and node.module
     }
-    assert {m for m in modules if m.startswith("hybrid_jax")} == {"hybrid_jax.models.contract"}
+    assert {m for m in modules if m.startswith("hybrid_jax")} == {
+        "hybrid_jax.models.context",
+        "hybrid_jax.models.contract",
+    }
 
 
 def plain_process(tx):
@@ -267,7 +270,8 @@ def test_bench_from_config_takes_the_run_as_it_is():
     overrides += ["strategy.stage=1", "strategy.data=8", "strategy.model=1"]
     config, lines = load_config(CONFIGS / "bench.yaml", overrides), []
     report = bench_from_config(config, steps=1, progress=lines.append)
-    assert (report.model, report.batch_shape) == (config.model, (16, 8))
+    assert report.model.config == asdict(config.model)
+    assert (report.model.num_layers, report.batch_shape) == (1, (16, 8))
     assert [row.strategy for row in report.rows] == [Strategy(precision="f32"), config.strategy]
     assert [line.split()[0] for line in lines] == ["compiling", "compiling", "timing"]
 

@@ -23,5 +23,5 @@ def test_batches_count_by_their_weight():
         {name: leaf[start : start + 2] for name, leaf in whole.items()} for start in (0, 2, 4, 6)
     ]
     np.testing.assert_allclose(
-        evaluate(train, state, parts), train.evaluate(state, whole)["loss"], rtol=1e-6
+        evaluate(train, state, parts)["loss"], train.evaluate(state, whole)["loss"], rtol=1e-6
     )

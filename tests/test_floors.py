@@ -24,9 +24,13 @@ HOUSE = [
         [
             "pipeline",
             "pipeline.picture",
+            "pipeline.placement",
+            "pipeline.runnable",
             "pipeline.schedules",
             "pipeline.simulate",
             "pipeline.slots",
+            "pipeline.task_table",
+            "pipeline.tasks",
             "pipeline.timeline",
             "pipeline.validate",
         ],
@@ -40,7 +44,7 @@ HOUSE = [
         2,
         "executor",
         [
-            "pipeline.device",
+            "pipeline.stage_worker",
             "pipeline.executor",
             "pipeline.program",
             "pipeline.ring",

@@ -31,26 +31,23 @@ class Poisoned(Probed):
     1 in column 0 poisons the layer's output, in column 1 the gradient with respect to its input.
     """
 
-    def block(self, layer_params, x, batch, *, key, constrain):
-        marks = layer_params["probe"][batch["example"]]
+    def layer(self, params, x, batch, ctx):
+        marks = params["probe"][batch["example"]]
         x = _poison_gradient(x, marks[:, 1])
-        y = self.model.block(layer_params["model"], x, batch, key=key, constrain=constrain)
+        y = self.model.layer(params["model"], x, batch, ctx)
         return jnp.where(jax.lax.stop_gradient(marks[:, 0, None, None]) > 0, jnp.nan, y)
 
-    def embed(self, outer, batch, *, key, constrain):
-        x = self.model.embed(_model(outer), batch, key=key, constrain=constrain)
-        mark = jax.lax.stop_gradient(outer["embed"]["probe"][batch["example"], 0])
+    def embed(self, shared, batch, ctx):
+        x = self.model.embed(_model(shared), batch, ctx)
+        mark = jax.lax.stop_gradient(shared["embed"]["probe"][batch["example"], 0])
         return jnp.where(mark[:, None, None] > 0, jnp.inf, x)
 
-    def head(self, outer, x, batch, *, constrain):
-        return self.model.head(_model(outer), x, batch, constrain=constrain)
-
-    def batch_entries(self):
-        return self.model.batch_entries()
+    def head(self, shared, x, batch, ctx):
+        return self.model.head(_model(shared), x, batch, ctx)
 
 
-def _model(outer):
-    return {**outer, "embed": outer["embed"]["model"]}
+def _model(shared):
+    return {**shared, "embed": shared["embed"]["model"]}
 
 
 @jax.custom_vjp

@@ -37,7 +37,7 @@ class Bubble:
     one_stage_seconds: float | None = None
 
 
-def measure_bubble(train: TrainStep, batch_shape: tuple[int, int], *, steps: int = 5) -> Bubble:
+def measure_bubble(train: TrainStep, batch_shape: tuple[int, ...], *, steps: int = 5) -> Bubble:
     """Times the step against the same work at `stage=1`: what the pipeline adds is its bubble.
 
     Both programs have the same data, model and replica axes, microbatches, remat and precision,
@@ -63,7 +63,7 @@ def measure_bubble(train: TrainStep, batch_shape: tuple[int, int], *, steps: int
 
     Args:
       train: the step; its state is not needed.
-      batch_shape: global (B, T).
+      batch_shape: as of `inspect`.
       steps: timed steps of each program, after one that is not.
 
     Raises:
@@ -78,11 +78,11 @@ def measure_bubble(train: TrainStep, batch_shape: tuple[int, int], *, steps: int
     copies = stages if shares_cores else 1
     replica = copies * strategy.replica
     alone = replace(strategy, stage=1, chunks=1, schedule="1f1b", replica=replica)
-    batch, length = batch_shape
+    batch, *rest = batch_shape
     try:
         programs = [
             _program(train, strategy, train.mesh, batch_shape),
-            _program(train, alone, _meshed(train.mesh, alone), (copies * batch, length)),
+            _program(train, alone, _meshed(train.mesh, alone), (copies * batch, *rest)),
         ]
         times = measure(programs, steps)
     except jax.errors.JaxRuntimeError as error:
@@ -130,10 +130,9 @@ def _meshed(mesh: Mesh, strategy: Strategy) -> Mesh:
 
 
 def _program(
-    train: TrainStep, strategy: Strategy, mesh: Mesh, batch_shape: tuple[int, int]
+    train: TrainStep, strategy: Strategy, mesh: Mesh, batch_shape: tuple[int, ...]
 ) -> Program:
-    step = make_train_step(train.model, optax.sgd(1e-3), strategy, mesh)
-    vocabulary = getattr(getattr(train.model, "config", None), "vocab_size", 1)
-    tokens = np.random.default_rng(0).integers(0, vocabulary, batch_shape, np.int32)
-    batch = step.put({"tokens": tokens, "targets": tokens})
+    own = train.schedule if strategy.stage == train.strategy.stage else None
+    step = make_train_step(train.model, optax.sgd(1e-3), strategy, mesh, schedule=own)
+    batch = step.put(train.model.batch_entries().random(batch_shape))
     return compile_program(lambda: step.lower(batch_shape), step.init(jax.random.key(0)), batch)

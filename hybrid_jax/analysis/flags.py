@@ -54,7 +54,7 @@ class Flag:
 
 
 def find_flags(
-    train: TrainStep, traced: jax.stages.Traced, ledger: Ledger, batch_shape: tuple[int, int]
+    train: TrainStep, traced: jax.stages.Traced, ledger: Ledger, batch_shape: tuple[int, ...]
 ) -> tuple[Flag, ...]:
     """Returns what is suspicious about a compiled step, most traffic first.
 
@@ -152,7 +152,7 @@ def _remedy(rules: AxisRules, axes: tuple[str, ...]) -> str:
 
 
 def _wide(
-    train: TrainStep, traced: jax.stages.Traced, ledger: Ledger, batch_shape: tuple[int, int]
+    train: TrainStep, traced: jax.stages.Traced, ledger: Ledger, batch_shape: tuple[int, ...]
 ) -> Iterator[Flag]:
     precision = train.strategy.precision
     for what, count in wide_operations(traced.jaxpr.jaxpr).items():

@@ -12,7 +12,7 @@ from hybrid_jax.analysis import hlo, matmuls
 from hybrid_jax.config.model import DecoderConfig, flops_per_token
 
 if TYPE_CHECKING:
-    from hybrid_jax.pipeline.schedules import Schedule
+    from hybrid_jax.pipeline.task_table import Schedule
     from hybrid_jax.train.step import TrainStep
 
 
@@ -105,7 +105,7 @@ def program_flops(compiled_text: str) -> Flops:
     return _Walk(module).computation(module.entry)
 
 
-def step_flops(train: TrainStep, batch_shape: tuple[int, int], compiled_text: str) -> Flops:
+def step_flops(train: TrainStep, batch_shape: tuple[int, ...], compiled_text: str) -> Flops:
     """Returns the FLOPs of one device in one step on a batch [B, T], and what the model needs.
 
     The schedule of the pipeline says how often its conditionals run which branch: what idle

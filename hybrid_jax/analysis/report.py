@@ -38,6 +38,7 @@ class Report(Tables):
 
     Attributes:
       strategy: the layout.
+      schedule: name of the pipeline table, the strategy's or one's own.
       batch_shape: global (B, T).
       platform: "cpu", "gpu" or "tpu": what it was compiled for.
       flags: what the step does unrequested by the layout; none in a sound one.
@@ -52,7 +53,8 @@ class Report(Tables):
     """
 
     strategy: Strategy
-    batch_shape: tuple[int, int]
+    schedule: str
+    batch_shape: tuple[int, ...]
     platform: str
     flags: tuple[Flag, ...]
     warnings: tuple[str, ...]
@@ -92,7 +94,7 @@ class Report(Tables):
 
     def __rich__(self) -> Group:
         return Group(
-            tables.heading(self.strategy, self.batch_shape),
+            tables.heading(self.strategy, self.schedule, self.batch_shape),
             tables.findings(self.flags, self.warnings),
             Text(),
             tables.summary_view(
@@ -139,6 +141,7 @@ class Report(Tables):
         return json.dumps(
             {
                 "strategy": asdict(self.strategy),
+                "schedule": self.schedule,
                 "batch_shape": self.batch_shape,
                 "platform": self.platform,
                 "flags": [asdict(flag) for flag in self.flags],
@@ -174,8 +177,8 @@ class Report(Tables):
         return self.platform == "cpu" and self.strategy.precision != "f32"
 
 
-def inspect(train: TrainStep, batch_shape: tuple[int, int], *, measure: bool = False) -> Report:
-    """Compiles a train step for a batch of global shape (B, T) and reports what it costs.
+def inspect(train: TrainStep, batch_shape: tuple[int, ...], *, measure: bool = False) -> Report:
+    """Compiles a train step for a batch of that global shape and reports what it costs.
 
     Nothing runs and no array is allocated, so the devices may be absent (ahead-of-time topologies).
 
@@ -192,7 +195,8 @@ def inspect(train: TrainStep, batch_shape: tuple[int, int], *, measure: bool = F
 
     Args:
       train: the step.
-      batch_shape: global (B, T) of the tokens.
+      batch_shape: global (B, T) of the tokens; (B,) of a model without a length, such as one of
+        `from_flax`, whose further dims are those of its example batch.
       measure: also run the step for a moment, and the same work at `stage=1`, to measure the
         bubble; see `hybrid_jax.analysis.bubble.measure_bubble`. Needs the devices and `stage` > 1.
 
@@ -212,6 +216,7 @@ def inspect(train: TrainStep, batch_shape: tuple[int, int], *, measure: bool = F
     predicted = Bubble(train.schedule.simulate().bubble_fraction)
     return Report(
         strategy=train.strategy,
+        schedule=train.schedule.name,
         batch_shape=batch_shape,
         platform=train.mesh.devices.flat[0].platform,
         flags=find_flags(train, traced, book, batch_shape),
@@ -225,12 +230,12 @@ def inspect(train: TrainStep, batch_shape: tuple[int, int], *, measure: bool = F
     )
 
 
-def _check(batch_shape: tuple[int, int]) -> None:
+def _check(batch_shape: tuple[int, ...]) -> None:
     sizes = batch_shape if isinstance(batch_shape, tuple) else ()
-    if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
+    if len(sizes) not in (1, 2) or not all(isinstance(s, int) and s > 0 for s in sizes):
         raise UserError(
             f"batch_shape={batch_shape!r} must be the global (B, T) of the tokens: two positive "
-            "integers, such as (16, 1024)."
+            "integers, such as (16, 1024); or (B,) of a model without a length."
         )
 
 

@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING
 import jax
 
 from hybrid_jax.sharding.rules import BATCH_AXES
-from hybrid_jax.train.step import token_batch
 
 if TYPE_CHECKING:
     from hybrid_jax.train.step import TrainStep
 
 
-def state_parts(train: TrainStep, batch_shape: tuple[int, int]) -> dict[str, int]:
+def state_parts(train: TrainStep, batch_shape: tuple[int, ...]) -> dict[str, int]:
     """Returns part → bytes on one device: parameters, each optimizer moment, scalars, batch.
 
     A moment is what the optimizer holds under one name in the shape of the parameters, such as
     Adam's `mu` and `nu`. Scalars are the step, the optimizer's counters and the guard.
 
     Args:
-      batch_shape: global (B, T) of a plain batch: tokens, targets, weights.
+      batch_shape: as of `inspect`.
     """
     state = train.abstract_state()
     paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(state.params)}
@@ -34,7 +33,7 @@ def state_parts(train: TrainStep, batch_shape: tuple[int, int]) -> dict[str, int
     shards = math.prod(train.mesh.shape[axis] for axis in BATCH_AXES)
     parts["batch"] = sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize // shards
-        for leaf in token_batch(*batch_shape).values()
+        for leaf in train.batch_shapes(batch_shape).values()
     )
     return parts
 

@@ -20,16 +20,15 @@ from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.tables import format_bytes, format_flops, make_table
 
 
-def heading(strategy: Strategy, batch_shape: tuple[int, int]) -> Text:
+def heading(strategy: Strategy, schedule: str, batch_shape: tuple[int, ...]) -> Text:
     """The layout on one line."""
     sizes = strategy.axis_sizes
     layout = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
-    batch, length = batch_shape
     facts = (
         f"{strategy.num_devices} devices: {layout or 'no axis above 1'}",
-        f"{strategy.schedule}, {strategy.microbatches} microbatches",
+        f"{schedule}, {strategy.microbatches} microbatches",
         f"zero {strategy.zero}, remat {strategy.remat}, {strategy.precision}",
-        f"batch {batch} x {length}",
+        f"batch {' x '.join(map(str, batch_shape))}",
     )
     return Text("  ·  ".join(facts), style="bold")
 

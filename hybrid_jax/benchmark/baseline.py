@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from hybrid_jax.models.contract import Batch, StagedModel, unconstrained
+from hybrid_jax.models.context import ONE_DEVICE, Context
+from hybrid_jax.models.contract import Batch, Model
 
 PyTree = Any
 State = tuple[jax.Array, PyTree, PyTree]  # step, params, opt_state
 
 
 def make_plain_step(
-    model: StagedModel,
+    model: Model,
     tx: optax.GradientTransformation,
     *,
     microbatches: int = 1,
@@ -52,16 +53,20 @@ def make_plain_step(
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         count, params, opt_state = state
         key = jax.random.fold_in(jax.random.key(seed), count)
-        weight = jnp.sum(batch["weights"])
-        divisor = jnp.ones_like(weight) if precision == "fp16" else weight
-        batch = {**batch, "example": jnp.arange(len(batch["tokens"]), dtype=jnp.int32)}
+        weights = {name: jnp.sum(weight) for name, weight in model.weights(batch).items()}
+        weight = weights["loss"]
+        divisors = {name: weights[name] for name in model.losses}
+        if precision == "fp16":
+            divisors = {name: divisor / weight for name, divisor in divisors.items()}
+        size = len(next(iter(batch.values())))
+        batch = {**batch, "example": jnp.arange(size, dtype=jnp.int32)}
 
         def accumulate(total, microbatch):
-            part = loss_and_gradients(params, microbatch, divisor, key)
+            part = loss_and_gradients(params, microbatch, divisors, key)
             return jax.tree.map(jnp.add, total, part), None
 
         if microbatches == 1:
-            loss, grads = loss_and_gradients(params, batch, divisor, key)
+            loss, grads = loss_and_gradients(params, batch, divisors, key)
         else:
             slices = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
             zero = jax.tree.map(jnp.zeros_like, (weight, params))
@@ -80,13 +85,13 @@ def make_plain_step(
     return jax.jit(init), jax.jit(step, donate_argnums=0)
 
 
-def _make_loss(model: StagedModel, remat: str, precision: str) -> Callable[..., jax.Array]:
-    """(params, batch, divisor, key) -> the sum of this batch's losses by the divisor."""
+def _make_loss(model: Model, remat: str, precision: str) -> Callable[..., jax.Array]:
+    """(params, batch, divisors, key) -> what is trained on, of this batch."""
     dtype = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "f32": jnp.float32}[precision]
     matmul_precision = "highest" if precision == "f32" else "default"
 
     def block(layer_params, x, batch, key):
-        return model.block(layer_params, x, batch, key=key, constrain=unconstrained)
+        return model.layer(layer_params, x, batch, Context(key))
 
     # No barriers against common subexpressions: a scan's body cannot merge with its backward's.
     if remat == "layer":
@@ -105,13 +110,14 @@ def _make_loss(model: StagedModel, remat: str, precision: str) -> Callable[..., 
     if remat == "stage":
         layers = jax.checkpoint(layers)
 
-    def loss(params, batch, divisor, key):
+    def loss(params, batch, divisors, key):
         params = jax.tree.map(lambda param: param.astype(dtype), params)
         embed_key = jax.random.fold_in(key, model.num_layers)
         with jax.default_matmul_precision(matmul_precision):
-            x = model.embed(params, batch, key=embed_key, constrain=unconstrained)
+            x = model.embed(params, batch, Context(embed_key))
             x = layers(params["blocks"], x, batch, key)
-            loss_sum, _ = model.head(params, x, batch, constrain=unconstrained)
-        return loss_sum / divisor
+            sums = model.head(params, x, batch, ONE_DEVICE)
+        terms = [factor * sums[name] / divisors[name] for name, factor in model.losses.items()]
+        return sum(terms, jnp.float32(0))
 
     return loss

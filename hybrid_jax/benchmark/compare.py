@@ -14,11 +14,12 @@ import optax
 from hybrid_jax.analysis.memory import memory
 from hybrid_jax.benchmark.plain_process import PlainProcess, RemoteProgram
 from hybrid_jax.benchmark.plain_program import plain_program
-from hybrid_jax.benchmark.report import BenchReport, BenchRow, ProgramName, Ratio
+from hybrid_jax.benchmark.report import BenchReport, BenchRow, ModelSummary, ProgramName, Ratio
 from hybrid_jax.config.checks import check_int
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
+from hybrid_jax.models.contract import Model
 from hybrid_jax.models.decoder import Decoder
 from hybrid_jax.runtime.cpu import force_cpu_devices
 from hybrid_jax.sharding.mesh import make_mesh
@@ -31,9 +32,9 @@ Progress = Callable[[str], object]
 
 
 def bench(
-    model: Decoder,
+    model: Model,
     strategies: Iterable[Strategy],
-    batch_shape: tuple[int, int],
+    batch_shape: tuple[int, ...],
     *,
     steps: int = 10,
     tx: optax.GradientTransformation | None = None,
@@ -61,7 +62,7 @@ def bench(
     Args:
       model: what to train.
       strategies: layouts; those that need fewer devices use the first of them.
-      batch_shape: global (B, T) of the random tokens.
+      batch_shape: global (B, T) of the random tokens; or (B,), as of `inspect`.
       steps: timed steps of each program, after one that is not.
       tx: the optimizer; `optax.adamw(3e-4)` by default.
       clip_norm: as for `make_train_step`.
@@ -77,7 +78,7 @@ def bench(
     if not strategies:
         raise UserError("bench needs at least one strategy, such as Strategy(), but got none.")
     tx = optax.adamw(3e-4) if tx is None else tx
-    batch = _random_batch(model.config.vocab_size, batch_shape)
+    batch = model.batch_entries().random(batch_shape)
     trains = [_make_train(model, tx, strategy, clip_norm) for strategy in strategies]
     batches = [train.put(batch) for train in trains]  # refuses what does not divide
 
@@ -99,7 +100,7 @@ def bench(
         platform=device.platform,
         device_kind=device.device_kind,
         num_devices=jax.device_count(),
-        model=model.config,
+        model=ModelSummary.of(model),
         batch_shape=batch_shape,
         steps=steps,
         rows=_rows(programs, times, puts, batch_shape),
@@ -141,14 +142,8 @@ def bench_from_config(
     )
 
 
-def _random_batch(vocab_size: int, batch_shape: tuple[int, int]) -> Batch:
-    tokens = np.random.default_rng(0).integers(0, vocab_size, (2, *batch_shape), np.int32)
-    weights = np.ones(batch_shape, np.float32)
-    return {"tokens": tokens[0], "targets": tokens[1], "weights": weights}
-
-
 def _make_train(
-    model: Decoder, tx: optax.GradientTransformation, strategy: Strategy, clip_norm: float | None
+    model: Model, tx: optax.GradientTransformation, strategy: Strategy, clip_norm: float | None
 ) -> TrainStep:
     mesh = make_mesh(strategy, jax.devices()[: strategy.num_devices])
     return make_train_step(model, tx, strategy, mesh, clip_norm=clip_norm)
@@ -168,7 +163,7 @@ def _baselines(strategies: Sequence[Strategy]) -> list[Strategy]:
 
 def _plain_compiler(
     stack: contextlib.ExitStack,
-    model: Decoder,
+    model: Model,
     tx: optax.GradientTransformation,
     clip_norm: float | None,
     batch: Batch,
@@ -202,7 +197,7 @@ def _rows(
     programs: dict[tuple[ProgramName, Strategy], Program | RemoteProgram],
     times: Times,
     puts: dict[Strategy, float],
-    batch_shape: tuple[int, int],
+    batch_shape: tuple[int, ...],
 ) -> tuple[BenchRow, ...]:
     names = list(programs)
     wall, cpu = np.median(times.wall_seconds, axis=0), np.median(times.cpu_seconds, axis=0)

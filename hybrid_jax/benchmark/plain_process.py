@@ -20,7 +20,7 @@ import optax
 
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import RunError, UserError
-from hybrid_jax.models.decoder import Decoder
+from hybrid_jax.models.contract import Model
 from hybrid_jax.runtime.cpu import default_environment
 from hybrid_jax.timing import StepTime
 
@@ -65,7 +65,7 @@ class PlainProcess(contextlib.AbstractContextManager):
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         tx: optax.GradientTransformation,
         clip_norm: float | None,
         batch: dict[str, np.ndarray],

@@ -8,12 +8,12 @@ import optax
 
 from hybrid_jax.benchmark.baseline import make_plain_step
 from hybrid_jax.config.strategy import Strategy
-from hybrid_jax.models.decoder import Decoder
+from hybrid_jax.models.contract import Model
 from hybrid_jax.timing import Program, compile_program
 
 
 def plain_program(
-    model: Decoder,
+    model: Model,
     tx: optax.GradientTransformation,
     strategy: Strategy,
     clip_norm: float | None,

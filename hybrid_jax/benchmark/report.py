@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal
 
+import jax
 from rich.table import Table
 
-from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.models.contract import Model
 from hybrid_jax.tables import Tables, format_bytes, make_table
 
 ProgramName = Literal["plain JAX", "hybrid_jax"]
@@ -40,7 +42,7 @@ class BenchRow:
       strategy: the layout; of a plain step, its microbatches, remat and precision.
       step_seconds: wall time of one update, median.
       cpu_seconds: CPU time of one update, median, summed over the process's threads.
-      tokens_per_second: of the global batch, by wall time.
+      tokens_per_second: of the global batch, by wall time; examples, where there is no length.
       compile_seconds: wall time of tracing, lowering and compiling.
       memory_bytes: on one device: arguments + temporaries + results that are not donated arguments.
       put_seconds: host time of `TrainStep.put`, which checks a batch and places it on the devices,
@@ -70,6 +72,36 @@ class BenchRow:
 
 
 @dataclass(frozen=True)
+class ModelSummary:
+    """What was trained, in a few words.
+
+    Attributes:
+      name: of the model's class.
+      num_layers: that a pipeline can cut; 0 for a module of one part.
+      num_parameters: in all.
+      config: of a model that has one, its fields.
+    """
+
+    name: str
+    num_layers: int
+    num_parameters: int
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Model) -> ModelSummary:
+        """Returns the summary of a model."""
+        shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
+        config = getattr(model, "config", None)
+        fields = asdict(config) if is_dataclass(config) else {}  # pyright: ignore[reportArgumentType]
+        count = sum(math.prod(leaf.shape) for leaf in shapes)
+        return cls(type(model).__name__, model.num_layers, count, fields)
+
+    def __str__(self) -> str:
+        layers = f" in {self.num_layers} layers" if self.num_layers else ""
+        return f"{self.name}, {self.num_parameters:,} parameters{layers}"
+
+
+@dataclass(frozen=True)
 class BenchReport(Tables):
     """Step times of several layouts and of plain JAX, measured in one run; `print` it.
 
@@ -78,8 +110,8 @@ class BenchReport(Tables):
       platform: "cpu", "gpu" or "tpu".
       device_kind: the device's name.
       num_devices: devices that JAX had.
-      model: the decoder.
-      batch_shape: global (B, T).
+      model: what was trained.
+      batch_shape: global (B, T), or (B,).
       steps: timed rounds; in each, every program made one step.
       rows: the plain steps, then the layouts as they were given.
     """
@@ -88,8 +120,8 @@ class BenchReport(Tables):
     platform: str
     device_kind: str
     num_devices: int
-    model: DecoderConfig
-    batch_shape: tuple[int, int]
+    model: ModelSummary
+    batch_shape: tuple[int, ...]
     steps: int
     rows: tuple[BenchRow, ...]
 
@@ -101,7 +133,7 @@ class BenchReport(Tables):
     def from_json(cls, text: str) -> BenchReport:
         """Returns the report whose `to_json` is `text`."""
         fields = json.loads(text)
-        fields["model"] = DecoderConfig(**fields["model"])
+        fields["model"] = ModelSummary(**fields["model"])
         fields["batch_shape"] = tuple(fields["batch_shape"])
         fields["rows"] = tuple(BenchRow.from_dict(row) for row in fields["rows"])
         return cls(**fields)
@@ -124,11 +156,10 @@ class BenchReport(Tables):
         return table
 
     def _heading(self) -> str:
-        model, (batch, length) = self.model, self.batch_shape
+        batch = " x ".join(map(str, self.batch_shape))
         return (
-            f"{model.num_layers} layers, width {model.embed_dim}, {model.num_heads} heads, "
-            f"vocabulary {model.vocab_size}, batch {batch} x {length}  ·  "
-            f"jax {self.jax_version}, {self.num_devices} {self.device_kind}"
+            f"{self.model}, batch {batch}  ·  jax {self.jax_version}, {self.num_devices} "
+            f"{self.device_kind}"
         )
 
 

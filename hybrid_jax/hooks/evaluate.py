@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from hybrid_jax.evaluation import evaluate
 from hybrid_jax.metrics.log import Log
@@ -15,7 +16,7 @@ from hybrid_jax.train.step import TrainStep
 
 
 class Evaluate:
-    """Writes the held-out loss to the log, as `eval_loss`, when it is called and at the end.
+    """Writes the held-out values to the log, such as `eval_loss`, at every call and at the end.
 
     Args:
       train: the train step, whose `evaluate` is used.
@@ -57,6 +58,8 @@ class Evaluate:
     def _evaluate(self, step: int, state: TrainState) -> None:
         jax.block_until_ready(state)  # what is left of the step counts as training
         with self.log.paused():
-            self.loss = evaluate(self.train, state, self.batches)
-        self.step = step
-        self.log.write(step, {"eval_loss": self.loss})
+            values = evaluate(self.train, state, self.batches)
+        self.loss, self.step = float(values["loss"]), step
+        self.log.write(
+            step, {f"eval_{name}": float(v) for name, v in values.items() if not np.ndim(v)}
+        )

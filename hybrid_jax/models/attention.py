@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from hybrid_jax.models import kernels
 
+Attend = Callable[..., jax.Array]
 Implementation = Literal["xla", "splash", "cudnn"]
 MASKED = -1e30  # finite, so that no row of scores can turn into NaN
 
@@ -22,6 +24,8 @@ def dot_product_attention(
     segment_ids: jax.Array | None = None,
     causal: bool = True,
     implementation: Implementation | None = None,
+    platform: str | None = None,
+    heads_axis: str | None = None,
 ) -> jax.Array:
     """Returns softmax(q kᵀ / √H) v for each head, [B, T, N, H].
 
@@ -33,20 +37,21 @@ def dot_product_attention(
       segment_ids: documents [B, T]; a token sees tokens of its own document only.
       causal: a token sees no later ones.
       implementation: "splash" (Pallas, TPU), "cudnn" (GPU) or "xla" (any platform). None takes
-        the kernel of the platform that the mesh in context names, or else of this machine, where
-        it supports shape and dtype, otherwise "xla".
+        the kernel of `platform` where it supports shape and dtype, otherwise "xla".
+      platform: "cpu", "gpu" or "tpu", which will run it; None: this machine's.
+      heads_axis: the mesh axis over which the compiler splits heads; None: they are whole here.
     """
-    match implementation or _best(q, segment_ids):
+    match implementation or _best(platform or jax.default_backend(), q, segment_ids):
         case "splash":
-            return kernels.splash(q, k, v, segment_ids, causal)
+            return kernels.splash(q, k, v, segment_ids, causal, heads_axis)
         case "cudnn":
-            return kernels.cudnn(q, k, v, causal)
+            return kernels.cudnn(q, k, v, causal, heads_axis)
         case _:
             return _attention(q, k, v, segment_ids, causal)
 
 
-def _best(q: jax.Array, segment_ids: jax.Array | None) -> Implementation:
-    match kernels.platform():
+def _best(platform: str, q: jax.Array, segment_ids: jax.Array | None) -> Implementation:
+    match platform:
         case "tpu" if kernels.supports_splash(q):
             return "splash"
         case "gpu" if kernels.supports_cudnn(q, segment_ids):

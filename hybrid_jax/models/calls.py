@@ -115,22 +115,26 @@ def apply_examples(
     return jax.vmap(one)(batch["example"], list(args))
 
 
-def weighted(losses: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Losses times weights, and the weights, both float32 and shaped like the losses.
+def weights_of(batch: Batch, losses: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns the weights of a batch, or ones, float32 and in the shape of the losses.
 
     Weights [B] count for all that belongs to an example.
     """
     weights = batch["weights"] if "weights" in batch else jnp.ones(losses.shape)
     if weights.ndim == 1 and weights.shape == losses.shape[:1]:
-        columns = weights.reshape(-1, *[1] * (losses.ndim - 1))
+        columns = weights.reshape(-1, *[1] * (len(losses.shape) - 1))
         weights = jnp.broadcast_to(columns, losses.shape)
     if weights.shape != losses.shape:
         raise UserError(
             f"the loss has shape {losses.shape} but batch['weights'] has {weights.shape}: "
             "return one loss for each weight, neither summed nor averaged."
         )
-    weights = weights.astype(jnp.float32)
-    return losses.astype(jnp.float32) * weights, weights
+    return weights.astype(jnp.float32)
+
+
+def weighted(losses: jax.Array, batch: Batch) -> jax.Array:
+    """Returns the losses times their weights, float32."""
+    return losses.astype(jnp.float32) * weights_of(batch, losses)
 
 
 def loss_shape(loss: Loss, output: Any, batch: Batch) -> tuple[int, ...]:
@@ -166,10 +170,10 @@ def loss_shape(loss: Loss, output: Any, batch: Batch) -> tuple[int, ...]:
     return losses.shape
 
 
-def entries_of(example_batch: Batch, loss_rank: int) -> BatchEntries:
+def entries_of(example_batch: Batch, loss_rank: int, length: int | None = None) -> BatchEntries:
     """Returns what a batch must hold: what the example has, but for the examples' numbers."""
     given = {name: leaf for name, leaf in example_batch.items() if name != "example"}
-    return example_entries(given, loss_rank)
+    return example_entries(given, loss_rank, length)
 
 
 def describe(shapes: Any) -> str:

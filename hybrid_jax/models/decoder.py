@@ -1,8 +1,9 @@
-"""The decoder-only transformer, GPT-2 and Llama style, as a `StagedModel`."""
+"""The decoder-only transformer, GPT-2 and Llama style, as a `Model`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ from flax import nnx
 from jax import lax
 
 from hybrid_jax.config.model import DecoderConfig
-from hybrid_jax.models.attention import dot_product_attention
-from hybrid_jax.models.contract import Batch, Constrain, Params, PyTree, unconstrained
+from hybrid_jax.models.attention import Attend
+from hybrid_jax.models.context import ONE_DEVICE, Constrain, Context
+from hybrid_jax.models.contract import Batch, Params, PyTree, Sums
 from hybrid_jax.models.entries import IGNORED, BatchEntries, token_entries
 from hybrid_jax.models.functional import stack_axes, stack_init
 from hybrid_jax.models.layers import (
@@ -30,7 +32,6 @@ from hybrid_jax.models.loss import cross_entropy
 from hybrid_jax.models.nnx_module import from_nnx
 
 RESIDUAL = ("batch", "norm_length", "act_embed")
-Attention = Callable[..., jax.Array]
 
 
 class Embed(nnx.Module):
@@ -55,8 +56,8 @@ class Embed(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head attention (Vaswani et al. 2017), heads grouped as in Ainslie et al. 2023."""
 
-    def __init__(self, config: DecoderConfig, attend: Attention, rngs: nnx.Rngs):
-        self.config, self.attend = config, attend
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
         embed, head_dim, bias = config.embed_dim, config.head_dim, config.bias
         query, kv = (embed, config.num_heads, head_dim), (embed, config.num_kv_heads, head_dim)
         self.q = Projection(query, ("embed", "heads", "head_dim"), rngs, bias=bias)
@@ -77,6 +78,7 @@ class SelfAttention(nnx.Module):
         positions: jax.Array,
         segment_ids: jax.Array | None,
         constrain: Constrain,
+        attend: Attend,
     ) -> jax.Array:
         q = constrain(self.q(x), ("batch", "length", "act_heads", None))
         k = constrain(self.k(x), ("batch", "length", "act_kv_heads", None))
@@ -84,7 +86,7 @@ class SelfAttention(nnx.Module):
         if self.config.positions == "rotary":
             cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out = self.attend(q, k, v, segment_ids=segment_ids)
+        out = attend(q, k, v, segment_ids=segment_ids)
         return self.o(constrain(out, ("batch", "length", "act_heads", None)))
 
 
@@ -111,9 +113,9 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: DecoderConfig, attend: Attention, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.attention_norm = Norm(config)
-        self.attention = SelfAttention(config, attend, rngs)
+        self.attention = SelfAttention(config, rngs)
         self.mlp_norm = Norm(config)
         self.mlp = MLP(config, rngs)
 
@@ -124,10 +126,11 @@ class Block(nnx.Module):
         segment_ids: jax.Array | None,
         dropouts: tuple[Dropout, Dropout],
         constrain: Constrain,
+        attend: Attend,
     ) -> jax.Array:
         drop_attention, drop_mlp = dropouts
         with jax.named_scope("attention"):
-            y = self.attention(self.attention_norm(x), positions, segment_ids, constrain)
+            y = self.attention(self.attention_norm(x), positions, segment_ids, constrain, attend)
         x = constrain(x + drop_attention(y), RESIDUAL)
         with jax.named_scope("mlp"):
             y = self.mlp(self.mlp_norm(x), constrain)
@@ -156,7 +159,7 @@ def residual_std(config: DecoderConfig) -> float:
 
 
 class Decoder:
-    """A decoder-only language model; see `StagedModel` for the contract of its methods.
+    """A decoder-only language model; see `Model` for the contract of its methods.
 
     Dropout zeroes entries of the embedding and of both residual branches; attention
     probabilities are not dropped, because fused attention kernels never hold them.
@@ -172,16 +175,18 @@ class Decoder:
     Args:
       config: sizes and style.
       attention: (q [B, T, N, H], k and v [B, T, K, H], segment_ids=[B, T] or None) -> [B, T, N, H],
-        causal.
+        causal; None: the context's `attend`.
     """
 
     head_dims: tuple[str, ...] = ("batch", "length")
+    losses: Mapping[str, float] = MappingProxyType({"loss": 1.0})
 
-    def __init__(self, config: DecoderConfig, attention: Attention = dot_product_attention):
+    def __init__(self, config: DecoderConfig, attention: Attend | None = None):
         self.config = config
         self.num_layers = config.num_layers
+        self._attention = attention
         self._embed = from_nnx(lambda rngs: Embed(config, rngs))
-        self._block = from_nnx(lambda rngs: Block(config, attention, rngs))
+        self._block = from_nnx(lambda rngs: Block(config, rngs))
         self._head = from_nnx(lambda rngs: Head(config, rngs))
 
     def init(self, key: jax.Array) -> Params:
@@ -206,67 +211,50 @@ class Decoder:
         learned = self.config.positions == "learned"
         return token_entries(self.config.vocab_size, self.config.max_length if learned else None)
 
-    def embed(
-        self,
-        outer: Params,
-        batch: Batch,
-        *,
-        key: jax.Array | None = None,
-        constrain: Constrain = unconstrained,
-    ) -> jax.Array:
-        """Returns x [B, T, D] for `batch["tokens"]` [B, T]."""
-        x = self._embed.apply(outer["embed"], batch["tokens"], _positions(batch))
-        return constrain(self._dropout(key, batch)(x), RESIDUAL)
+    def weights(self, batch: Batch) -> Sums:
+        """Returns the weight of every token [B, T], 0 where its target is ignored."""
+        given = batch.get("weights", jnp.ones(batch["targets"].shape, jnp.float32))
+        return {"loss": jnp.where(batch["targets"] == IGNORED, 0, given)}
 
-    def block(
-        self,
-        layer_params: Params,
-        x: jax.Array,
-        batch: Batch,
-        *,
-        key: jax.Array | None = None,
-        constrain: Constrain = unconstrained,
+    def embed(self, shared: Params, batch: Batch, ctx: Context = ONE_DEVICE) -> jax.Array:
+        """Returns x [B, T, D] for `batch["tokens"]` [B, T]."""
+        x = self._embed.apply(shared["embed"], batch["tokens"], _positions(batch))
+        return ctx.constrain(self._dropout(ctx.key, batch)(x), RESIDUAL)
+
+    def layer(
+        self, params: Params, carry: jax.Array, batch: Batch, ctx: Context = ONE_DEVICE
     ) -> jax.Array:
         """Returns one layer's output [B, T, D]; tokens see earlier ones of their own segment."""
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys = (None, None) if ctx.key is None else jax.random.split(ctx.key)
         return self._block.apply(
-            layer_params,
-            x,
+            params,
+            carry,
             _positions(batch),
             batch.get("segment_ids"),
             tuple(self._dropout(key, batch) for key in keys),
-            constrain,
+            ctx.constrain,
+            self._attention or ctx.attend,
         )
 
     def head(
-        self,
-        outer: Params,
-        x: jax.Array,
-        batch: Batch,
-        *,
-        constrain: Constrain = unconstrained,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the summed cross entropy in nats, weighted, and the sum of the weights."""
-        targets = batch["targets"]
-        losses = cross_entropy(self._logits(outer, x, constrain), targets)
-        weights = batch.get("weights", jnp.ones_like(losses))
-        weights = jnp.where(targets == IGNORED, 0, weights)
-        return jnp.sum(weights * losses), jnp.sum(weights)
+        self, shared: Params, carry: jax.Array, batch: Batch, ctx: Context = ONE_DEVICE
+    ) -> Sums:
+        """Returns the summed cross entropy in nats, weighted."""
+        losses = cross_entropy(self._logits(shared, carry, ctx), batch["targets"])
+        return {"loss": jnp.sum(self.weights(batch)["loss"] * losses)}
 
-    def logits(
-        self, params: Params, batch: Batch, *, constrain: Constrain = unconstrained
-    ) -> jax.Array:
+    def logits(self, params: Params, batch: Batch, ctx: Context = ONE_DEVICE) -> jax.Array:
         """Returns the whole model's logits [B, T, V] float32, without dropout."""
 
         def layer(x, layer_params):
-            return self.block(layer_params, x, batch, constrain=constrain), None
+            return self.layer(layer_params, x, batch, ctx), None
 
-        x = self.embed(params, batch, constrain=constrain)
+        x = self.embed(params, batch, ctx)
         x, _ = lax.scan(layer, x, params["blocks"])
-        return self._logits(params, x, constrain)
+        return self._logits(params, x, ctx)
 
-    def _logits(self, outer: Params, x: jax.Array, constrain: Constrain) -> jax.Array:
-        return self._head.apply(outer["head"], x, outer["embed"]["tokens"], constrain)
+    def _logits(self, shared: Params, x: jax.Array, ctx: Context) -> jax.Array:
+        return self._head.apply(shared["head"], x, shared["embed"]["tokens"], ctx.constrain)
 
     def _dropout(self, key: jax.Array | None, batch: Batch) -> Dropout:
         return make_dropout(self.config.dropout, key, batch)

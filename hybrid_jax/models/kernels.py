@@ -9,39 +9,39 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
-HEADS_AXIS = "model"  # the mesh axis over which the step leaves heads to the compiler
 LANES = 128  # a splash block is a multiple of the TPU's vector lanes
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def splash(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     segment_ids: jax.Array | None,
     causal: bool,
+    heads_axis: str | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Pallas flash attention for TPU that skips the blocks a mask empties; T a multiple of 128.
 
     Args:
-      q, k, v, segment_ids, causal: as for `dot_product_attention`.
+      q, k, v, segment_ids, causal, heads_axis: as for `dot_product_attention`.
       interpret: runs the kernel as plain JAX operations, on any platform.
     """
-    return _splash_forward(q, k, v, segment_ids, causal, interpret)[0]
+    return _splash_forward(q, k, v, segment_ids, causal, heads_axis, interpret)[0]
 
 
-def _splash_forward(q, k, v, segment_ids, causal, interpret):
+def _splash_forward(q, k, v, segment_ids, causal, heads_axis, interpret):
     def one_shard(q, k, v, segment_ids=None):
         return jax.vjp(_splash_kernel(q, segment_ids, causal, interpret), q, k, v)[0]
 
     args = _present(q, k, v, segment_ids)
-    return _over_heads(one_shard, args, outputs=1)[0], (q, k, v, segment_ids)
+    return _over_heads(one_shard, args, heads_axis, outputs=1)[0], (q, k, v, segment_ids)
 
 
-def _splash_backward(causal, interpret, residuals, dout):
+def _splash_backward(causal, heads_axis, interpret, residuals, dout):
     # The kernel's own residuals hold tables of its mask, which XLA cannot carry from slot to slot
     # of a pipeline; so the kernel runs again here. Under remat, XLA merges this run with that of
     # the recomputation.
@@ -51,7 +51,7 @@ def _splash_backward(causal, interpret, residuals, dout):
         return jax.vjp(_splash_kernel(q, segment_ids, causal, interpret), q, k, v)[1](dout)
 
     args = _present(dout, q, k, v, segment_ids)
-    return *_over_heads(one_shard, args, outputs=3), None
+    return *_over_heads(one_shard, args, heads_axis, outputs=3), None
 
 
 splash.defvjp(_splash_forward, _splash_backward)
@@ -81,19 +81,15 @@ def _splash_kernel(q, segment_ids, causal, interpret) -> Callable[..., jax.Array
     return attend
 
 
-def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+def cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, heads_axis: str | None = None
+) -> jax.Array:
     """cuDNN's flash attention; bfloat16 or float16, one document per sequence."""
 
     def one_shard(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
 
-    return _over_heads(one_shard, [q, k, v], outputs=1)[0]
-
-
-def platform() -> str:
-    """The platform being compiled for: that of the mesh in context, which may be absent here."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    return _over_heads(one_shard, [q, k, v], heads_axis, outputs=1)[0]
 
 
 def supports_splash(q: jax.Array) -> bool:
@@ -121,22 +117,22 @@ def _present(*args: jax.Array | None) -> list[jax.Array]:
     return [arg for arg in args if arg is not None]
 
 
-def _over_heads(kernel: Callable[..., Any], args: list[jax.Array], *, outputs: int) -> tuple:
+def _over_heads(
+    kernel: Callable[..., Any], args: list[jax.Array], heads_axis: str | None, *, outputs: int
+) -> tuple:
     """Runs a kernel on each device's heads: XLA cannot partition one over an automatic axis.
 
     Args:
       args: arrays [B, T, heads, H] and, perhaps, segment ids [B, T].
       outputs: how many arrays [B, T, heads, H] the kernel returns.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if types.get(HEADS_AXIS) == AxisType.Auto and mesh.shape[HEADS_AXIS] > 1:
-        heads = PartitionSpec(None, None, HEADS_AXIS, None)
+    if heads_axis is not None:
+        heads = PartitionSpec(None, None, heads_axis, None)
         kernel = jax.shard_map(
             kernel,
             in_specs=tuple(heads if arg.ndim == 4 else PartitionSpec() for arg in args),
             out_specs=heads,
-            axis_names={HEADS_AXIS},
+            axis_names={heads_axis},
             check_vma=False,
         )
     out = kernel(*args)

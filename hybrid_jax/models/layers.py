@@ -12,7 +12,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from hybrid_jax.config.model import DecoderConfig
-from hybrid_jax.models.contract import Axes, Batch
+from hybrid_jax.models.context import Axes
+from hybrid_jax.models.contract import Batch
 
 INIT_STD = 0.02  # Radford et al. 2019
 

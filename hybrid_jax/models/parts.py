@@ -1,8 +1,9 @@
-"""Three Flax modules, NNX or Linen, as a `StagedModel` that pipelines."""
+"""Three Flax modules, NNX or Linen, as a `Model` that pipelines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,8 +23,10 @@ from hybrid_jax.models.calls import (
     loss_shape,
     output_shapes,
     weighted,
+    weights_of,
 )
-from hybrid_jax.models.contract import Batch, Constrain, Params, PyTree, unconstrained
+from hybrid_jax.models.context import ONE_DEVICE, Context
+from hybrid_jax.models.contract import Batch, Params, PyTree, Sums
 from hybrid_jax.models.entries import BatchEntries
 from hybrid_jax.models.functional import Functional, stack_axes, stack_init
 from hybrid_jax.models.switches import Switches, check_known
@@ -53,7 +56,8 @@ def from_parts(
       loss, example_batch: as for `from_flax`.
       num_layers: number of blocks.
       head_dims: ("batch", "length") if head and loss treat tokens independently; a pipeline then
-        shares the head's work more evenly.
+        shares the head's work more evenly. Batch entries with a second dim as long as x are taken
+        to have one value for each token.
       switches, constants: as for `from_flax`, each of interest to one module or more. Constants of
         `block` are the same in all layers.
 
@@ -88,7 +92,8 @@ def from_parts(
             f"head_dims={head_dims!r} needs one loss for each token, {list(x.shape[:2])}, not "
             f"{list(losses)}: use head_dims=('batch',)."
         )
-    entries = entries_of(example_batch, len(losses))
+    length = x.shape[1] if "length" in head_dims else None
+    entries = entries_of(example_batch, len(losses), length)
     return PartsModel(parts, loss, entries, num_layers, inputs, block_inputs, tuple(head_dims))
 
 
@@ -125,7 +130,9 @@ def _modes(evaluated: Any, trained: Any) -> str:
 
 
 class PartsModel:
-    """Three modules in sequence; see `StagedModel` for the contract of its methods."""
+    """Three modules in sequence; see `Model` for the contract of its methods."""
+
+    losses: Mapping[str, float] = MappingProxyType({"loss": 1.0})
 
     def __init__(
         self,
@@ -162,37 +169,33 @@ class PartsModel:
             "head": self._head.axes,
         }
 
-    def embed(
-        self,
-        outer: Params,
-        batch: Batch,
-        *,
-        key: jax.Array | None = None,
-        constrain: Constrain = unconstrained,
-    ) -> jax.Array:
+    def weights(self, batch: Batch) -> Sums:
+        """Returns the weights of the losses; ones where the batch has none."""
+
+        def losses(params, batch):
+            output = self._head.apply(params["head"], self.embed(params, batch))
+            return self._loss(output, batch)
+
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return {"loss": weights_of(batch, jax.eval_shape(losses, shapes, batch))}
+
+    def embed(self, shared: Params, batch: Batch, ctx: Context = ONE_DEVICE) -> jax.Array:
         """Returns x [B, T, D]."""
         args = arguments(batch, self._inputs)
-        return apply_examples(self._embed, outer["embed"], args, batch, key)
+        return apply_examples(self._embed, shared["embed"], args, batch, ctx.key)
 
-    def block(
-        self,
-        layer_params: Params,
-        x: jax.Array,
-        batch: Batch,
-        *,
-        key: jax.Array | None = None,
-        constrain: Constrain = unconstrained,
+    def layer(
+        self, params: Params, carry: jax.Array, batch: Batch, ctx: Context = ONE_DEVICE
     ) -> jax.Array:
         """Returns one layer's output [B, T, D]."""
-        args = [x, *arguments(batch, self._block_inputs)]
-        y = apply_examples(self._block, layer_params, args, batch, key)
+        args = [carry, *arguments(batch, self._block_inputs)]
+        y = apply_examples(self._block, params, args, batch, ctx.key)
         # Float32 constants raise the dtype of what is computed with bf16 parameters.
-        return y.astype(x.dtype)
+        return y.astype(carry.dtype)
 
     def head(
-        self, outer: Params, x: jax.Array, batch: Batch, *, constrain: Constrain = unconstrained
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns (weighted sum of losses, sum of weights); the head runs without dropout."""
-        output = self._head.apply(outer["head"], x)
-        losses, weights = weighted(self._loss(output, batch), batch)
-        return jnp.sum(losses), jnp.sum(weights)
+        self, shared: Params, carry: jax.Array, batch: Batch, ctx: Context = ONE_DEVICE
+    ) -> Sums:
+        """Returns the weighted sum of losses; the head runs without dropout."""
+        output = self._head.apply(shared["head"], carry)
+        return {"loss": jnp.sum(weighted(self._loss(output, batch), batch))}

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax.models.contract import Batch, Constrain, Params, PyTree, StagedModel
+from hybrid_jax.models.context import Context
+from hybrid_jax.models.contract import Batch, Carry, Model, Params, PyTree, Sums
+from hybrid_jax.models.entries import BatchEntries
 
 FORWARD, GRADIENT = 0, 1
 """The columns of a probe: the array itself, and the loss's gradient with respect to it."""
@@ -25,13 +27,14 @@ class Probed:
     layers' probes are [L, examples, 2].
 
     Args:
-      model: any `StagedModel`.
+      model: any `Model`.
       num_examples: of the global batch.
     """
 
-    def __init__(self, model: StagedModel, num_examples: int) -> None:
+    def __init__(self, model: Model, num_examples: int) -> None:
         self.model, self.num_examples = model, num_examples
         self.num_layers, self.head_dims = model.num_layers, model.head_dims
+        self.losses = model.losses
 
     def init(self, key: jax.Array) -> Params:
         """Returns the model's fresh parameters, and probes."""
@@ -54,48 +57,44 @@ class Probed:
             blocks = {"model": axes["blocks"], "probe": ("layers", None, None)}
         return {**axes, "embed": {"model": axes["embed"], "probe": (None, None)}, "blocks": blocks}
 
-    def embed(
-        self, outer: Params, batch: Batch, *, key: jax.Array | None, constrain: Constrain
-    ) -> jax.Array:
-        """Returns the model's embedding, probed."""
-        x = self.model.embed(_without_probe(outer), batch, key=key, constrain=constrain)
-        return _probe(x, outer["embed"]["probe"], batch["example"])
+    def batch_entries(self) -> BatchEntries:
+        """Returns what the model's batch must hold."""
+        return self.model.batch_entries()
 
-    def block(
-        self,
-        layer_params: Params,
-        x: jax.Array,
-        batch: Batch,
-        *,
-        key: jax.Array | None,
-        constrain: Constrain,
-    ) -> jax.Array:
+    def weights(self, batch: Batch) -> Sums:
+        """Returns the model's weights."""
+        return self.model.weights(batch)
+
+    def embed(self, shared: Params, batch: Batch, ctx: Context) -> Carry:
+        """Returns the model's embedding, probed."""
+        carry = self.model.embed(_without_probe(shared), batch, ctx)
+        return _probe(carry, shared["embed"]["probe"], batch["example"])
+
+    def layer(self, params: Params, carry: Carry, batch: Batch, ctx: Context) -> Carry:
         """Returns the layer's output, probed."""
         if not self.num_layers:
-            return x
-        y = self.model.block(layer_params["model"], x, batch, key=key, constrain=constrain)
-        return _probe(y, layer_params["probe"], batch["example"])
+            return carry
+        carry = self.model.layer(params["model"], carry, batch, ctx)
+        return _probe(carry, params["probe"], batch["example"])
 
-    def head(
-        self, outer: Params, x: jax.Array, batch: Batch, *, constrain: Constrain
-    ) -> tuple[jax.Array, jax.Array]:
+    def head(self, shared: Params, carry: Carry, batch: Batch, ctx: Context) -> Sums:
         """Returns the model's sums."""
-        return self.model.head(_without_probe(outer), x, batch, constrain=constrain)
+        return self.model.head(_without_probe(shared), carry, batch, ctx)
 
 
-def _without_probe(outer: Params) -> Params:
-    return {**outer, "embed": outer["embed"]["model"]}
+def _without_probe(shared: Params) -> Params:
+    return {**shared, "embed": shared["embed"]["model"]}
 
 
 @jax.custom_vjp
-def _probe(x: jax.Array, probe: jax.Array, example: jax.Array) -> jax.Array:
-    """Returns x [b, ...]; `example` [b] says which rows of the probe belong to it."""
+def _probe(carry: Carry, probe: jax.Array, example: jax.Array) -> Carry:
+    """Returns the carry, leaves [b, ...]; `example` [b] says whose each row of the probe is."""
     del probe, example
-    return x
+    return carry
 
 
-def _probe_forward(x, probe, example):
-    return x, (_is_bad(x), probe, example)
+def _probe_forward(carry, probe, example):
+    return carry, (_is_bad(carry), probe, example)
 
 
 def _probe_backward(residuals, dy) -> tuple[Any, ...]:
@@ -107,6 +106,7 @@ def _probe_backward(residuals, dy) -> tuple[Any, ...]:
 _probe.defvjp(_probe_forward, _probe_backward)
 
 
-def _is_bad(x: jax.Array) -> jax.Array:
+def _is_bad(carry: Carry) -> jax.Array:
     """Whether anything of each example is not finite, [b]."""
-    return ~jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+    leaves = [~jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(carry)]
+    return jnp.stack(leaves).any(axis=0)

@@ -1,8 +1,9 @@
-"""Any Flax module with a loss, NNX or Linen, as a `StagedModel` of one part."""
+"""Any Flax module with a loss, NNX or Linen, as a `Model` of one part."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,10 @@ from hybrid_jax.models.calls import (
     loss_shape,
     output_shapes,
     weighted,
+    weights_of,
 )
-from hybrid_jax.models.contract import Batch, Constrain, Params, PyTree, unconstrained
+from hybrid_jax.models.context import ONE_DEVICE, Context
+from hybrid_jax.models.contract import Batch, Params, PyTree, Sums
 from hybrid_jax.models.entries import BatchEntries
 from hybrid_jax.models.functional import Functional
 from hybrid_jax.models.switches import Switches, check_known
@@ -50,9 +53,10 @@ def from_flax(
     >>> linear = lambda rngs: nnx.Linear(784, 10, rngs=rngs)
     >>> model = from_flax(linear, xent, batch, inputs=["image"])
     >>> params = model.init(jax.random.key(0))
-    >>> loss_sum, weight_sum = model.loss(params, batch)
-    >>> float(weight_sum)
-    4.0
+    >>> model.weights(batch)["loss"]
+    Array([1., 1., 1., 1.], dtype=float32)
+    >>> model.loss(params, batch).shape
+    ()
 
     Args:
       module: a Linen module, or a function of `nnx.Rngs` that builds an NNX module.
@@ -84,12 +88,13 @@ def from_flax(
 class WholeModel:
     """A module that cannot be cut: all of it stands in "embed", and there are no layers.
 
-    `embed` returns each example's (loss, weight) as x [B, 1, 2], which `head` adds up; thus the
-    train step needs no second path. Parameters: {"embed": the module's, "blocks": {}, "head": {}}.
+    `embed` returns each example's loss, which `head` adds up; thus the train step needs no second
+    path. Parameters: {"embed": the module's, "blocks": {}, "head": {}}.
     """
 
     num_layers = 0
     head_dims = ("batch",)
+    losses: Mapping[str, float] = MappingProxyType({"loss": 1.0})
 
     def __init__(self, part: Functional, loss: Loss, example_batch: Batch, inputs: Sequence[str]):
         self._part, self._loss, self._inputs = part, loss, tuple(inputs)
@@ -120,48 +125,33 @@ class WholeModel:
         """Returns the logical names of every parameter's dims."""
         return {"embed": self._part.axes, "blocks": {}, "head": {}}
 
-    def loss(
-        self,
-        params: Params,
-        batch: Batch,
-        *,
-        key: jax.Array | None = None,
-        constrain: Constrain = unconstrained,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns (weighted sum of losses, sum of weights) of the whole module."""
-        x = self.embed(params, batch, key=key, constrain=constrain)
-        return self.head(params, x, batch, constrain=constrain)
+    def weights(self, batch: Batch) -> Sums:
+        """Returns the weights of the losses; ones where the batch has none."""
+        shapes = jax.eval_shape(self._part.init, jax.random.key(0))
+        losses = jax.eval_shape(lambda params: self._losses(params, batch, None), shapes)
+        return {"loss": weights_of(batch, losses)}
 
-    def embed(
-        self,
-        outer: Params,
-        batch: Batch,
-        *,
-        key: jax.Array | None = None,
-        constrain: Constrain = unconstrained,
-    ) -> jax.Array:
-        """Returns each example's summed loss and weight, [B, 1, 2] float32."""
-        args = arguments(batch, self._inputs)
-        output = apply_examples(self._part, outer["embed"], args, batch, key)
-        losses, weights = weighted(self._loss(output, batch), batch)
-        per_example = [x.reshape(x.shape[0], -1).sum(axis=1) for x in (losses, weights)]
-        return jnp.stack(per_example, axis=-1)[:, None]
+    def loss(self, params: Params, batch: Batch, ctx: Context = ONE_DEVICE) -> jax.Array:
+        """Returns the weighted sum of the losses of the whole module."""
+        return self.head(params, self.embed(params, batch, ctx), batch, ctx)["loss"]
 
-    def block(
-        self,
-        layer_params: Params,
-        x: jax.Array,
-        batch: Batch,
-        *,
-        key: jax.Array | None = None,
-        constrain: Constrain = unconstrained,
+    def embed(self, shared: Params, batch: Batch, ctx: Context = ONE_DEVICE) -> jax.Array:
+        """Returns each example's summed loss, [B, 1] float32."""
+        losses = weighted(self._losses(shared["embed"], batch, ctx.key), batch)
+        return losses.reshape(losses.shape[0], -1).sum(axis=1, keepdims=True)
+
+    def layer(
+        self, params: Params, carry: jax.Array, batch: Batch, ctx: Context = ONE_DEVICE
     ) -> jax.Array:
-        """Returns x: a scan over no layers runs nothing, but it is traced."""
-        return x
+        """Returns the carry: a scan over no layers runs nothing, but it is traced."""
+        return carry
 
     def head(
-        self, outer: Params, x: jax.Array, batch: Batch, *, constrain: Constrain = unconstrained
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the sums over the examples in `x`."""
-        loss_sum, weight_sum = jnp.sum(x, axis=(0, 1))
-        return loss_sum, weight_sum
+        self, shared: Params, carry: jax.Array, batch: Batch, ctx: Context = ONE_DEVICE
+    ) -> Sums:
+        """Returns the sum over the examples in `carry`."""
+        return {"loss": jnp.sum(carry)}
+
+    def _losses(self, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
+        args = arguments(batch, self._inputs)
+        return self._loss(apply_examples(self._part, params, args, batch, key), batch)

@@ -14,39 +14,39 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hybrid_jax.pipeline import ring as ring_buffer
-from hybrid_jax.pipeline.device import Device, Inputs, Totals, Work
+from hybrid_jax.pipeline import ring
 from hybrid_jax.pipeline.program import StageProgram
 from hybrid_jax.pipeline.schedules import Schedule, Segment
-from hybrid_jax.sharding.order import after
+from hybrid_jax.pipeline.stage_worker import Accumulators, Inputs, SlotTask, StageWorker
+from hybrid_jax.sharding.order import depend_on
 
 PyTree = Any
 
 
-class Row(NamedTuple):
+class TickTasks(NamedTuple):
     """One tick of the schedule as one stage reads it."""
 
-    f: Work
-    b: Work
+    forward: SlotTask
+    backward: SlotTask
     head: jax.Array
 
 
-class Carry(NamedTuple):
+class InFlight(NamedTuple):
     """What passes from tick to tick.
 
     Attributes:
       x: the activation that the previous stage sent.
       dx: the activation gradient that the next stage sent.
       residuals: of the microbatches in flight, leaves [num_slots, ...].
-      outputs: chunk outputs that wait for their head, [num_slots, b, T, D] (gpipe only).
+      outputs: chunk outputs that wait for their head, leaves [num_slots, ...] (gpipe only).
       totals: sums so far.
     """
 
-    x: jax.Array
-    dx: jax.Array
-    residuals: PyTree
+    x: PyTree
+    dx: PyTree
+    residuals: list[jax.Array]
     outputs: PyTree
-    totals: Totals
+    totals: Accumulators
 
 
 def execute(
@@ -57,8 +57,8 @@ def execute(
     skip_bubbles: bool,
     ordered: bool = False,
     bubble_value: float = 0.0,
-) -> Totals:
-    """Runs every microbatch through every layer as `schedule` says; returns loss and gradients.
+) -> Accumulators:
+    """Runs every microbatch through every layer as `schedule` says; returns sums and gradients.
 
     Args:
       skip_bubbles: idle slots are skipped by a `cond` that differs between stages (right where
@@ -66,70 +66,78 @@ def execute(
       ordered: the B slot of a tick waits for its F slot; see `hybrid_jax.sharding.order`.
       bubble_value: what idle slots compute on; NaN in tests, to show that nothing leaks.
     """
-    device = Device(schedule, program, inputs, skip_bubbles=skip_bubbles, bubble_value=bubble_value)
+    worker = StageWorker(
+        schedule, program, inputs, skip_bubbles=skip_bubbles, bubble_value=bubble_value
+    )
 
     def column(table: np.ndarray) -> jax.Array:
-        return jnp.asarray(table)[:, device.stage]
+        return jnp.asarray(table)[:, worker.stage]
 
-    rows = Row(
-        f=Work(*map(column, (schedule.f_microbatch, schedule.f_chunk, schedule.f_slot))),
-        b=Work(*map(column, (schedule.b_microbatch, schedule.b_chunk, schedule.b_slot))),
+    tasks = TickTasks(
+        forward=SlotTask(*map(column, (schedule.f_microbatch, schedule.f_chunk, schedule.f_slot))),
+        backward=SlotTask(*map(column, (schedule.b_microbatch, schedule.b_chunk, schedule.b_slot))),
         head=jnp.asarray(schedule.head),
     )
-    carry = _initial_carry(device)
+    state = _nothing_in_flight(worker)
     for segment in schedule.segments():
-        carry = _run_segment(device, segment, carry, rows, ordered)
-    return carry.totals
+        ticks = jax.tree.map(lambda column, s=segment: column[s.start : s.stop], tasks)
+
+        def tick(state, tasks, segment=segment):
+            return _tick(worker, segment, state, tasks, ordered), None
+
+        if segment.stop - segment.start == 1:  # needs no scan
+            state, _ = tick(state, jax.tree.map(lambda column: column[0], ticks))
+        else:
+            state, _ = lax.scan(tick, state, ticks)
+    return state.totals
 
 
-def _initial_carry(device: Device) -> Carry:
-    """Nothing received, nothing in flight, nothing summed."""
-    schedule, inputs = device.schedule, device.inputs
-    x = jnp.zeros(device.x_shape.shape, device.x_shape.dtype)
-    trained = (inputs.outer, inputs.blocks) if device.trains else ((), ())
+def _nothing_in_flight(worker: StageWorker) -> InFlight:
+    schedule, inputs = worker.schedule, worker.inputs
+    zeros = lambda shapes: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    trained = (inputs.shared, inputs.blocks) if worker.trains else ((), ())
     grads = jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), trained)
-    totals = Totals(jnp.float32(0), jnp.float32(0), *grads)
-    in_ring = device.plan.stored if device.trains and not schedule.fused else ()
-    waiting = (device.x_shape,) if schedule.stores_outputs else ()
-    residuals = ring_buffer.allocate(schedule.num_slots, list(in_ring))
-    return Carry(x, x, residuals, ring_buffer.allocate(schedule.num_slots, waiting), totals)
+    in_ring = worker.plan.stored if worker.trains and not schedule.fused else ()
+    waiting = worker.carry if schedule.stores_outputs else None
+    return InFlight(
+        x=zeros(worker.carry),
+        dx=zeros(worker.carry),
+        residuals=ring.allocate(schedule.num_slots, list(in_ring)),
+        outputs=ring.allocate(schedule.num_slots, waiting),
+        totals=Accumulators(zeros(worker.sums), *grads),
+    )
 
 
-def _run_segment(device: Device, segment: Segment, carry: Carry, rows: Row, ordered: bool) -> Carry:
-    """Scans the ticks of one segment; a single tick needs no scan."""
-    ticks = jax.tree.map(lambda column: column[segment.start : segment.stop], rows)
-    tick = lambda carry, row: _tick(device, segment, carry, row, ordered)
-    if segment.stop - segment.start == 1:
-        return tick(carry, jax.tree.map(lambda column: column[0], ticks))
-    return lax.scan(lambda carry, row: (tick(carry, row), None), carry, ticks)[0]
-
-
-def _tick(device: Device, segment: Segment, carry: Carry, row: Row, ordered: bool) -> Carry:
+def _tick(
+    worker: StageWorker, segment: Segment, state: InFlight, tasks: TickTasks, ordered: bool
+) -> InFlight:
     """F slot, head, B slot, then one step along the pipeline in each direction."""
-    schedule = device.schedule
+    schedule = worker.schedule
     ticks = slice(segment.start, segment.stop)
-    x, dx, residuals, outputs, totals = carry
-    y, dy, stored = x, dx, ()
+    x, dx, residuals, outputs, totals = state
+    y, dy, stored = x, dx, []
     if segment.forward:
         has_bubbles = bool((schedule.f_microbatch[ticks] < 0).any())
-        y, stored = device.forward_slot(row.f, x, has_bubbles=has_bubbles)
+        y, stored = worker.forward_slot(tasks.forward, x, has_bubbles=has_bubbles)
         if residuals:
-            residuals = ring_buffer.write(residuals, row.f.slot, stored)
-        if outputs:
-            outputs = ring_buffer.write(outputs, row.f.slot, (y,))
+            residuals = ring.write(residuals, tasks.forward.slot, stored)
+        if schedule.stores_outputs:
+            outputs = ring.write(outputs, tasks.forward.slot, y)
     if segment.head != "none":
-        finished = ring_buffer.read(outputs, row.b.slot)[0] if outputs else y
+        finished = ring.read(outputs, tasks.backward.slot) if schedule.stores_outputs else y
         always = segment.head == "all"
-        totals, from_head = device.head_slot(row.head, finished, totals, always=always)
-        dy = device.output_gradient(row.b, from_head, dx)
+        totals, from_head = worker.head_slot(tasks.head, finished, totals, always=always)
+        dy = worker.output_gradient(tasks.backward, from_head, dx)
     if segment.backward:
         has_bubbles = bool((schedule.b_microbatch[ticks] < 0).any())
         if residuals:
-            stored = ring_buffer.read(residuals, row.b.slot)
+            stored = ring.read(residuals, tasks.backward.slot)
         if ordered and segment.forward:
-            dy = after(dy, y)
-        totals, dx = device.backward_slot(row.b, stored, dy, totals, has_bubbles=has_bubbles)
-        dx = device.send(dx, -1)
+            dy = depend_on(dy, y)
+        totals, dx = worker.backward_slot(
+            tasks.backward, stored, dy, totals, has_bubbles=has_bubbles
+        )
+        dx = worker.send(dx, -1)
     if segment.forward:
-        x = device.send(y, +1)
-    return Carry(x, dx, residuals, outputs, totals)
+        x = worker.send(y, +1)
+    return InFlight(x, dx, residuals, outputs, totals)

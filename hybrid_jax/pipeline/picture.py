@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hybrid_jax.figures import IDLE, INK, SMALL, new_axes, text_color
-from hybrid_jax.pipeline.timeline import COLORS, cell_color, table_of
+from hybrid_jax.pipeline.simulate import Costs
+from hybrid_jax.pipeline.tasks import Kind
+from hybrid_jax.pipeline.timeline import COLORS, cell_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hybrid_jax.pipeline.schedules import Schedule
+    from hybrid_jax.pipeline.task_table import Schedule
 
 _AROUND = "#c3cad3"
 
@@ -23,21 +25,22 @@ def plot_timeline(
     ax: Axes | None = None,
     *,
     f_cost: float = 1.0,
-    b_cost: float = 2.0,
+    b_cost: float | None = None,
     head_cost: float = 0.0,
+    w_cost: float | None = None,
     before: Mapping[str, float] | None = None,
     after: Mapping[str, float] | None = None,
 ) -> Axes:
     """Draws the lockstep timeline: a row per stage, the microbatch's number in each cell.
 
-    Forwards are blue, backwards orange, later chunks lighter, the head between them green; the
-    bubble is pale grey. Widths are the costs, in the unit of `f_cost` and `b_cost` (one stage's
-    forward and backward of a microbatch), so schedules of the same model drawn on a shared x axis
-    compare at a glance.
+    Forwards are blue, backwards orange, W tasks violet, later chunks lighter, the head between
+    forward and backward green; the bubble is pale grey. Widths are the costs, in the unit of
+    `f_cost` (one stage's forward of a microbatch), so schedules of the same model drawn on a shared
+    x axis compare at a glance.
 
     Args:
       ax: where to draw; by default a new figure of a fitting size.
-      f_cost, b_cost, head_cost: as in `Schedule.simulate`.
+      f_cost, b_cost, head_cost, w_cost: as in `Schedule.simulate`.
       before, after: what all stages do before and after the ticks, name → time.
 
     Returns:
@@ -46,7 +49,8 @@ def plot_timeline(
     Raises:
       UserError: matplotlib is not installed.
     """
-    simulation = schedule.simulate(f_cost, b_cost, head_cost)
+    simulation = schedule.simulate(f_cost, b_cost, head_cost, w_cost)
+    costs = Costs.of(schedule, f_cost, b_cost, head_cost, w_cost)
     start = sum((before or {}).values())
     total = start + simulation.total + sum((after or {}).values())
     size = (np.clip(0.3 * total / f_cost, 6, 16), 1.3 + 0.42 * schedule.stages)
@@ -56,30 +60,41 @@ def plot_timeline(
     ax.margins(x=0)
     _draw_around(ax, schedule, 0.0, before or {})
     _draw_around(ax, schedule, start + simulation.total, after or {})
-    tick_ends = start + simulation.tick_ends
-    tick_starts = np.concatenate([[start], tick_ends[:-1]])
-    _draw_cells(ax, schedule, "F", tick_starts, f_cost / schedule.chunks)
-    kinds = ["F"]
-    if (schedule.b_microbatch >= 0).any():
-        b_starts = tick_ends - b_cost / schedule.chunks
-        if head_cost:
-            _draw_heads(ax, schedule, b_starts, head_cost / schedule.stages)
-            kinds.append("head")
-        _draw_cells(ax, schedule, "B", b_starts, b_cost / schedule.chunks)
-        kinds.append("B")
-    _decorate(ax, schedule, kinds, simulation.bubble_fraction)
+    f_starts, head_starts, b_starts, w_starts = start + _starts(schedule, costs)
+    _draw_cells(ax, schedule, "F", f_starts, costs.f)
+    if head_cost:
+        _draw_heads(ax, schedule, head_starts, costs.head)
+    if "B" in schedule.kinds:
+        _draw_cells(ax, schedule, "B", b_starts, costs.b)
+    if "W" in schedule.kinds:
+        _draw_cells(ax, schedule, "W", w_starts, costs.w)
+    _decorate(ax, schedule, bool(head_cost), simulation.bubble_fraction)
     return ax
 
 
-def _draw_cells(ax: Axes, schedule: Schedule, kind: str, starts: np.ndarray, width: float) -> None:
-    """Draws the F or the B slots; `starts`: `[ticks]`, when a slot of that kind starts."""
-    microbatches, chunks = table_of(schedule, kind)
+def _starts(schedule: Schedule, costs: Costs) -> np.ndarray:
+    """Returns `[4, ticks, stages]`, when F, head, B and W start: F with the tick, the others late.
+
+    So B and W end with their tick, and the shares of a head line up wherever there is room.
+    """
+    work = costs.work(schedule)
+    f, head, b, w = work
+    tick_ends = np.cumsum(work.sum(axis=0).max(axis=1))[:, None]
+    f_starts = np.concatenate([[[0.0]], tick_ends[:-1]]) + np.zeros_like(f)
+    late = (b + w).max(axis=1, keepdims=True)
+    head_starts = np.maximum(tick_ends - late - head, f_starts + f)
+    return np.stack([f_starts, head_starts, tick_ends - w - b, tick_ends - w])
+
+
+def _draw_cells(ax: Axes, schedule: Schedule, kind: Kind, starts: np.ndarray, width: float) -> None:
+    """Draws the tasks of one kind; `starts`: `[ticks, stages]`, when one there starts."""
+    microbatches, chunks = schedule.column(kind)
     points = _points(ax, width)
     font_size = min(9.0, 1.5 * points / len(str(schedule.microbatches - 1)))
     for stage in range(schedule.stages):
         busy = np.flatnonzero(microbatches[:, stage] >= 0)
         ax.broken_barh(
-            [(starts[tick], width) for tick in busy],
+            [(starts[tick, stage], width) for tick in busy],
             (stage - 0.43, 0.86),
             facecolor=[cell_color(kind, chunks[tick, stage], schedule.chunks) for tick in busy],
             edgecolor="white",
@@ -89,7 +104,7 @@ def _draw_cells(ax: Axes, schedule: Schedule, kind: str, starts: np.ndarray, wid
             continue
         for tick in busy:
             ax.text(
-                starts[tick] + width / 2,
+                starts[tick, stage] + width / 2,
                 stage,
                 str(microbatches[tick, stage]),
                 ha="center",
@@ -100,10 +115,10 @@ def _draw_cells(ax: Axes, schedule: Schedule, kind: str, starts: np.ndarray, wid
             )
 
 
-def _draw_heads(ax: Axes, schedule: Schedule, ends: np.ndarray, width: float) -> None:
-    """Draws the loss heads, of which every stage has its share; `ends`: `[ticks]`."""
-    spans = [(end - width, width) for end in ends[schedule.head >= 0]]
+def _draw_heads(ax: Axes, schedule: Schedule, starts: np.ndarray, width: float) -> None:
+    """Draws the loss heads, of which every stage has its share; `starts`: `[ticks, stages]`."""
     for stage in range(schedule.stages):
+        spans = [(start, width) for start in starts[schedule.head >= 0, stage]]
         ax.broken_barh(spans, (stage - 0.43, 0.86), facecolor=COLORS["head"], linewidth=0)
 
 
@@ -142,11 +157,14 @@ def _points(ax: Axes, width: float) -> float:
     return width / (high - low) * ax.get_window_extent().width * 72 / ax.figure.dpi
 
 
-def _decorate(ax: Axes, schedule: Schedule, kinds: list[str], bubble_fraction: float) -> None:
+def _decorate(ax: Axes, schedule: Schedule, heads: bool, bubble_fraction: float) -> None:
     """Names the stages, the time axis and the colours, and gives the bubble in the title."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.patches import Patch
 
+    kinds: list[str] = list(schedule.kinds)
+    if heads:
+        kinds.insert(1, "head")
     handles = [
         tuple(
             Patch(color=cell_color(kind, chunk, schedule.chunks))

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import jax
 from jax import lax
 
+from hybrid_jax.pipeline.head_split import BatchAxes
+
 PyTree = Any
 Remat = Literal["none", "dots", "layer", "stage"]
 
@@ -18,47 +20,49 @@ class StageProgram:
     """The pure functions that the executor schedules; all arrays are one device's share.
 
     Attributes:
-      embed: (outer, microbatch, key_data) -> x [b, T, D].
-      chunk: (chunk_params [Lc, ...], x, microbatch, layer_ids [Lc], key_data) -> y like x.
-      head: (outer, x, microbatch) -> (loss_sum, weight_sum), over the tokens it is given.
-      head_dims: the dims of x that the head may be split along, of ("batch", "length").
+      embed: (shared_params, microbatch, key_data) -> carry, leaves [b, T', ...].
+      chunk: (chunk_params [Lc, ...], carry, microbatch, layer_ids [Lc], key_data) -> carry.
+      head: (shared_params, carry, microbatch) -> {name: sum over the tokens it is given}.
+      head_dims: the dims of the carry that the head may be split along, of ("batch", "length").
+      batch_axes: logical names of the dims of every entry of a microbatch.
     """
 
-    embed: Callable[..., jax.Array]
-    chunk: Callable[..., jax.Array]
-    head: Callable[..., tuple[jax.Array, jax.Array]]
+    embed: Callable[..., PyTree]
+    chunk: Callable[..., PyTree]
+    head: Callable[..., dict[str, jax.Array]]
     head_dims: tuple[str, ...]
+    batch_axes: BatchAxes
 
 
 def make_chunk(
-    block: Callable[..., jax.Array],
+    layer: Callable[..., PyTree],
     remat: Remat,
-    around_layer: Callable[[Callable], Callable] = lambda block: block,
-) -> Callable[..., jax.Array]:
+    around_layer: Callable[[Callable], Callable] = lambda layer: layer,
+) -> Callable[..., PyTree]:
     """Returns the function that runs consecutive layers, one `lax.scan` over their parameters.
 
     Args:
-      block: (layer_params, x, microbatch, layer_id, key_data) -> x, one layer.
+      layer: (layer_params, carry, microbatch, layer_id, key_data) -> carry.
       remat: which residuals the backward pass recomputes instead of storing:
         "none" stores all; "dots" keeps matmul outputs; "layer" keeps each layer's input;
         "stage" keeps the chunk's input only.
-      around_layer: wraps the block after rematerialisation (ZeRO-3 gathers parameters there).
+      around_layer: wraps the layer after rematerialisation (ZeRO-3 gathers parameters there).
     """
     # Inside a scan XLA cannot merge the recomputation with the original, so the barriers that
     # `prevent_cse` inserts would only cost time.
     if remat == "dots":
-        block = jax.checkpoint(block, policy=_save_matmuls(), prevent_cse=False)
+        layer = jax.checkpoint(layer, policy=_save_matmuls(), prevent_cse=False)
     elif remat == "layer":
-        block = jax.checkpoint(block, prevent_cse=False)
+        layer = jax.checkpoint(layer, prevent_cse=False)
 
-    block = around_layer(block)
+    layer = around_layer(layer)
 
-    def chunk(params, x, microbatch, layer_ids, key_data):
-        def layer(x, scanned):
+    def chunk(params, carry, microbatch, layer_ids, key_data):
+        def next_layer(carry, scanned):
             layer_params, layer_id = scanned
-            return block(layer_params, x, microbatch, layer_id, key_data), None
+            return layer(layer_params, carry, microbatch, layer_id, key_data), None
 
-        return lax.scan(layer, x, (params, layer_ids))[0]
+        return lax.scan(next_layer, carry, (params, layer_ids))[0]
 
     return jax.checkpoint(chunk) if remat == "stage" else chunk
 

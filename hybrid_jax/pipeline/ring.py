@@ -19,13 +19,13 @@ class ResidualPlan:
     """How the residuals of one `jax.vjp` are taken apart and put together again.
 
     The function that `jax.vjp` returns is a pytree whose leaves are the residual arrays. Not all
-    of them need storing: constants, and inputs that are known in the backward slot too
-    (parameters, the microbatch, the layer ids), recognised by identity, are put in again.
+    of them need storing: constants, and inputs that the backward slot can look up too (parameters,
+    the microbatch, the layer ids), recognised by identity, are put in again.
 
     Attributes:
       treedef: structure of the vjp function.
-      sources: for every leaf, where it comes from: the index of a known input, a `Constant`, or
-        None for the ring.
+      sources: for every leaf, where it comes from: the index of a recomputable input, a `Constant`,
+        or None for the ring.
       stored: shape and dtype of the leaves that the ring must hold.
     """
 
@@ -38,9 +38,9 @@ class ResidualPlan:
         leaves = zip(jax.tree.leaves(vjp), self.sources, strict=True)
         return [leaf for leaf, source in leaves if source is None]
 
-    def join(self, stored: list[jax.Array], known: PyTree) -> Callable:
-        """The vjp function again, from stored leaves and the known inputs of its microbatch."""
-        inputs, rest = jax.tree.leaves(known), iter(stored)
+    def join(self, stored: list[jax.Array], recomputable: PyTree) -> Callable:
+        """The vjp function again, from stored leaves and the inputs that are there again."""
+        inputs, rest = jax.tree.leaves(recomputable), iter(stored)
 
         def leaf(source: int | Constant | None):
             if source is None:
@@ -57,20 +57,20 @@ class Constant:
     value: Any
 
 
-def plan_residuals(forward: Callable, known: PyTree, x: jax.Array) -> ResidualPlan:
-    """Traces `forward(known, x) -> (y, vjp)` without running it and plans its residuals."""
+def plan_residuals(forward: Callable, recomputable: PyTree, carry: PyTree) -> ResidualPlan:
+    """Traces `forward(recomputable, carry) -> (y, vjp)` without running it; plans its residuals."""
     sources: list[int | Constant | None] = []
 
-    def traced(known, x):
-        y, vjp = forward(known, x)
-        inputs = {id(leaf): index for index, leaf in enumerate(jax.tree.leaves(known))}
+    def traced(recomputable, carry):
+        y, vjp = forward(recomputable, carry)
+        inputs = {id(leaf): index for index, leaf in enumerate(jax.tree.leaves(recomputable))}
         sources[:] = [
             inputs.get(id(leaf)) if isinstance(leaf, Tracer) else Constant(leaf)
             for leaf in jax.tree.leaves(vjp)
         ]
         return y, vjp
 
-    _, vjp = jax.eval_shape(traced, known, x)
+    _, vjp = jax.eval_shape(traced, recomputable, carry)
     leaves, treedef = jax.tree.flatten(vjp)
     stored = tuple(leaf for leaf, source in zip(leaves, sources, strict=True) if source is None)
     return ResidualPlan(treedef, tuple(sources), stored)

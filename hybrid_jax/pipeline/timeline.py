@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from hybrid_jax.figures import BLUE, ORANGE, TEAL, lighter
+from hybrid_jax.figures import BLUE, ORANGE, TEAL, VIOLET, lighter
+from hybrid_jax.pipeline.tasks import KINDS, Kind
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from hybrid_jax.pipeline.schedules import Schedule
+    from hybrid_jax.pipeline.task_table import Schedule
 
-COLORS = {"F": BLUE, "B": ORANGE, "head": TEAL}
+COLORS = {"F": BLUE, "B": ORANGE, "W": VIOLET, "head": TEAL}
 
 
 def print_timeline(schedule: Schedule, file: TextIO | None = None) -> None:
@@ -45,27 +46,40 @@ def print_timeline(schedule: Schedule, file: TextIO | None = None) -> None:
 
 
 def _tick_column(schedule: Schedule, tick: int) -> list[Text]:
-    """Returns the texts of one tick, all of one width: its number, then a cell per stage."""
+    """Returns the texts of one tick, all of one width: its number, then a cell per stage.
+
+    Kinds have places of their own where some stage runs several, else they share one.
+    """
+    from rich.text import Text
+
+    runs = {kind: schedule.column(kind).microbatch[tick] >= 0 for kind in KINDS}  # [stages]
+    places: list[tuple[Kind, ...]] = [(kind,) for kind in KINDS if runs[kind].any()]
+    if np.sum(list(runs.values()), axis=0).max() <= 1:
+        places = [KINDS]
+    cells = []
+    for stage in range(schedule.stages):
+        shown: list[list[Kind]] = [
+            [kind for kind in place if runs[kind][stage]] for place in places
+        ]
+        cells.append(Text(" ").join(_cell(schedule, kinds, tick, stage) for kinds in shown))
+    return [Text(str(tick).rjust(len(cells[0])), style="bright_black"), *cells]
+
+
+def _cell(schedule: Schedule, kinds: list[Kind], tick: int, stage: int) -> Text:
+    """Returns the text of the one task of these kinds, or of none."""
     from rich.text import Text
 
     width = 1 + len(str(schedule.microbatches - 1))
     if schedule.chunks > 1:
         width += 1 + len(str(schedule.chunks - 1))
-    rows = [[] for _ in range(schedule.stages)]
-    for kind in "FB":
-        microbatches, chunks = table_of(schedule, kind)
-        if (microbatches[tick] < 0).all():
-            continue
-        for stage, row in enumerate(rows):
-            if microbatches[tick, stage] < 0:
-                row.append(Text("··".rjust(width), style="bright_black"))
-                continue
-            chunk = int(chunks[tick, stage])
-            suffix = f".{chunk}" if schedule.chunks > 1 else ""
-            label = f"{kind}{microbatches[tick, stage]}{suffix}".rjust(width)
-            row.append(Text(label, style=f"black on {cell_color(kind, chunk, schedule.chunks)}"))
-    cells = [Text(" ").join(row) for row in rows]
-    return [Text(str(tick).rjust(len(cells[0])), style="bright_black"), *cells]
+    if not kinds:
+        return Text("··".rjust(width), style="bright_black")
+    (kind,) = kinds
+    microbatches, chunks = schedule.column(kind)
+    chunk = int(chunks[tick, stage])
+    suffix = f".{chunk}" if schedule.chunks > 1 else ""
+    label = f"{kind}{microbatches[tick, stage]}{suffix}".rjust(width)
+    return Text(label, style=f"black on {cell_color(kind, chunk, schedule.chunks)}")
 
 
 def _fit(ticks: list[list[Text]], width: int) -> list[list[list[Text]]]:
@@ -83,13 +97,6 @@ def _fit(ticks: list[list[Text]], width: int) -> list[list[list[Text]]]:
 
 
 def cell_color(kind: str, chunk: int, chunks: int) -> str:
-    """Returns the colour of a chunk's F or B: full for the first, lighter for later ones."""
+    """Returns the colour of a chunk's F, B or W: full for the first, lighter for later ones."""
     towards_white = 0.5 * chunk / max(chunks - 1, 1)
     return lighter(COLORS[kind], towards_white)
-
-
-def table_of(schedule: Schedule, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns microbatches and chunks `[ticks, stages]` of the F or the B slots."""
-    if kind == "F":
-        return schedule.f_microbatch, schedule.f_chunk
-    return schedule.b_microbatch, schedule.b_chunk

@@ -73,7 +73,7 @@ def splits_sequence(strategy: Strategy) -> bool:
 
 
 def residual_bytes(
-    config: DecoderConfig, strategy: Strategy, width: Widths, *, fused: bool = True
+    config: DecoderConfig, remat: str, width: Widths, *, fused: bool = True
 ) -> tuple[int, int]:
     """Returns what the forward pass keeps for the backward pass: (bytes a layer, bytes a chunk).
 
@@ -91,7 +91,7 @@ def residual_bytes(
     """
     attention = width.heads + 2 * width.kv_heads
     up = num_up(config) * width.mlp
-    match strategy.remat:
+    match remat:
         case "none":
             normalizer = 0 if fused else width.statistics
             layer = 4 * width.stream + attention + width.heads + up + width.mlp

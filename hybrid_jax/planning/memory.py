@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import lru_cache
 
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
-from hybrid_jax.pipeline.schedules import schedule
 from hybrid_jax.planning.activations import COMPUTE_BYTES, residual_bytes, widths
 from hybrid_jax.planning.parameters import (
     block_leaves,
@@ -17,6 +15,7 @@ from hybrid_jax.planning.parameters import (
     shared_leaves,
     stored,
 )
+from hybrid_jax.planning.schedule_facts import schedule_facts
 
 OPTIMIZER_BYTES = {"adamw": 8, "muon": 8, "lion": 4, "adafactor": 0, "sgd": 0}
 """Of f32 state for each parameter; Adafactor's factored moments are small, Muon's the most."""
@@ -89,22 +88,6 @@ def memory(
     )
 
 
-@lru_cache(maxsize=4096)
-def num_slots(name: str, stages: int, microbatches: int, chunks: int) -> int:
-    """Ring slots of the schedule; 0 where every forward shares its tick with its backward.
-
-    >>> num_slots("1f1b", 4, 64, 1), num_slots("interleaved", 4, 64, 2)
-    (7, 11)
-    >>> num_slots("1f1b", 1, 64, 1)
-    0
-    """
-    if name != "gpipe":
-        # No longer grows once the pipe is full; the table itself would take long to build.
-        microbatches = min(microbatches, 3 * stages)
-    table = schedule(name, stages, microbatches, chunks)
-    return 0 if table.fused else table.num_slots
-
-
 class _Step:
     """The sizes that the parts have in common, for one device."""
 
@@ -119,16 +102,15 @@ class _Step:
         self.tokens = local // strategy.microbatches * seq_len
         batch = local // strategy.microbatches
         self.width = widths(config, strategy, batch, seq_len, self.lanes)
-        sizes = (strategy.stage, strategy.microbatches, strategy.chunks)
-        self.slots = num_slots(strategy.schedule, *sizes)
+        self.facts = schedule_facts(strategy)
+        self.slots = self.facts.slots
         self.layers = config.num_layers // (strategy.stage * strategy.chunks)
         # With a single tick there is nothing to add up: gradients go straight to the reduction.
-        self.accumulates = strategy.microbatches * strategy.stage > 1
+        self.accumulates = self.facts.b_ticks > 1
 
     def residuals(self, remat: str) -> tuple[int, int]:
         """(bytes a layer, bytes a chunk) of one microbatch under this policy."""
-        strategy = dataclasses.replace(self.strategy, remat=remat)
-        return residual_bytes(self.config, strategy, self.width, fused=self.fused)
+        return residual_bytes(self.config, remat, self.width, fused=self.fused)
 
     @property
     def block_entries(self) -> int:
@@ -143,8 +125,8 @@ class _Step:
         return self.entry * gathered((kernel,), self.strategy, self.lanes)
 
     def boundary(self) -> int:
-        """x and dx as received, and gpipe's outputs that wait for their head."""
-        waiting = self.slots if self.strategy.schedule == "gpipe" else 0
+        """x and dx as received, and outputs that wait for their head."""
+        waiting = self.slots if self.facts.stores_outputs else 0
         return (2 + waiting) * self.width.stream if self.strategy.stage > 1 else 0
 
     def backward_phase(self) -> tuple[int, int]:

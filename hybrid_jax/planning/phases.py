@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hybrid_jax.planning.schedule_facts import schedule_facts
 from hybrid_jax.planning.search import Plan, Problem
 from hybrid_jax.planning.step_time import transfer_seconds
-from hybrid_jax.planning.traffic import idle_share, transfers
+from hybrid_jax.planning.traffic import transfers
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,15 @@ def phases(problem: Problem, plan: Plan) -> Phases:
         elif transfer.what == "head":
             heads += seconds
     sent = sum(time.communication.values()) - sum(once.values()) - heads
-    ticks = strategy.microbatches * (1 + idle_share(strategy))
+    facts = schedule_facts(strategy)
+    ticks = facts.f_ticks / strategy.chunks  # as many of them have a B
     work = (time.layers + time.bubble + sent) / ticks
     forward = work * _forward_share(strategy.remat)
     return Phases(
         gather=once["parameters"],
         forward=forward,
         backward=work - forward + time.accumulate / ticks,
-        head=(time.head + heads) * strategy.stage / strategy.microbatches,
+        head=(time.head + heads) * strategy.stage / facts.heads,
         reduce=once["gradients"],
         update=time.update,
     )

@@ -6,8 +6,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from hybrid_jax.planning.memory import Memory
+from hybrid_jax.planning.schedule_facts import schedule_facts
 from hybrid_jax.planning.step_time import StepTime
-from hybrid_jax.planning.traffic import num_ticks
 from hybrid_jax.tables import format_bytes
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _explain(cause: str, plan: Plan, best: Plan) -> str:
     if cause == "layers":
         return f"recomputes more (remat={plan.strategy.remat})"
     if cause == "accumulate":
-        return f"adds up gradients {num_ticks(plan.strategy)} times"
+        return f"adds up gradients {schedule_facts(plan.strategy).b_ticks} times"
     sent, other = plan.time.sent_bytes[cause], best.time.sent_bytes.get(cause, 0.0)
     name = plan.links[cause].name
     if other:

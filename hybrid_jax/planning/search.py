@@ -13,8 +13,8 @@ from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.hardware.links import Link
 from hybrid_jax.planning.memory import Memory, memory
 from hybrid_jax.planning.reasons import reason
+from hybrid_jax.planning.schedule_facts import schedule_facts
 from hybrid_jax.planning.step_time import StepTime, step_time
-from hybrid_jax.planning.traffic import idle_share
 
 REMATS = ("none", "dots", "layer", "stage")  # from the fastest to the smallest
 
@@ -40,7 +40,7 @@ class Plan:
     @property
     def bubble(self) -> float:
         """Idle ticks as a fraction of the working ones."""
-        return idle_share(self.strategy)
+        return schedule_facts(self.strategy).idle_share
 
 
 @dataclass(frozen=True)

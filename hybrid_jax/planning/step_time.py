@@ -11,7 +11,8 @@ from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.hardware.links import Link
 from hybrid_jax.planning.activations import COMPUTE_BYTES, residual_bytes, widths
 from hybrid_jax.planning.parameters import block_leaves, gathered, num_up, shared_leaves, stored
-from hybrid_jax.planning.traffic import Transfer, idle_share, num_ticks, transfers
+from hybrid_jax.planning.schedule_facts import schedule_facts
+from hybrid_jax.planning.traffic import Transfer, transfers
 
 HIDDEN_ON_TPU = 0.5
 """Share of the tensor-parallel traffic that XLA:TPU hides behind matmuls, as windowed einsums; an
@@ -86,7 +87,7 @@ def step_time(
         layers=layers,
         head=work.head(),
         accumulate=work.accumulate(),
-        bubble=layers * idle_share(strategy) if idles else 0.0,
+        bubble=layers * schedule_facts(strategy).idle_share if idles else 0.0,
         communication=seconds,
         update=work.update(),
         sent_bytes=sent,
@@ -143,8 +144,7 @@ class _Work:
     def layers(self) -> float:
         """All layers of the stage, all microbatches."""
         layers = self.config.num_layers / self.strategy.stage
-        everything = dataclasses.replace(self.strategy, remat="none")
-        arrays = residual_bytes(self.config, everything, self.width, fused=self.fused)[0]
+        arrays = residual_bytes(self.config, "none", self.width, fused=self.fused)[0]
         arrays += 0 if self.fused else self.width.scores
         kernels = self.entry * gathered(self.blocks, self.strategy) / layers
         forward = 2 * arrays + kernels  # each array is written once and read once
@@ -186,13 +186,14 @@ class _Work:
 
         The embedding's too, in every backward slot of every stage: a dense gradient of the table.
         """
-        if self.strategy.microbatches * self.strategy.stage == 1:
+        b_ticks = schedule_facts(self.strategy).b_ticks
+        if b_ticks == 1:
             return 0.0
         blocks = gathered(self.blocks, self.strategy) * self.strategy.microbatches
         if self.strategy.zero == 3:
             blocks = stored(self.blocks, self.strategy) * self.strategy.microbatches
         shared = gathered(self.shared, self.strategy)
-        num_bytes = (8 + 2 * self.entry) * (blocks + shared * num_ticks(self.strategy))
+        num_bytes = (8 + 2 * self.entry) * (blocks + shared * b_ticks)
         return self.seconds(0, num_bytes)
 
     def update(self) -> float:
@@ -205,7 +206,7 @@ class _Work:
         layers = self.config.num_layers / self.strategy.stage
         skips = self.strategy.skip_bubbles
         if not (self.chip.platform == "cpu" if skips is None else skips):
-            layers *= 1 + idle_share(self.strategy)
+            layers *= 1 + schedule_facts(self.strategy).idle_share
         share = self.tokens / self.strategy.stage / self.strategy.model
         head = 6 * share * self.config.vocab_size * self.config.embed_dim
         return layers * self._layer_flops() + head

@@ -10,6 +10,7 @@ from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.planning.activations import COMPUTE_BYTES, splits_sequence, widths
 from hybrid_jax.planning.parameters import Leaf, block_leaves, shard_of, shared_leaves
+from hybrid_jax.planning.schedule_facts import schedule_facts
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,6 @@ class Transfer:
         if self.kind == "permute":
             return self.bytes
         return self.bytes * (size - 1) / size * (2 if self.kind == "reduce" else 1)
-
-
-def num_ticks(strategy: Strategy) -> int:
-    """Ticks in which some stage has a forward: v M + S - 1; as many have a backward."""
-    return strategy.chunks * strategy.microbatches + strategy.stage - 1
-
-
-def idle_share(strategy: Strategy) -> float:
-    """Idle ticks by working ones, (S-1) / (v M): the bubble of Narayanan et al. 2021, section 2.2.
-
-    >>> idle_share(Strategy(stage=4, microbatches=6))
-    0.5
-    """
-    return (strategy.stage - 1) / (strategy.chunks * strategy.microbatches)
 
 
 def transfers(
@@ -77,25 +64,23 @@ def _layers(config, strategy: Strategy, global_batch: int, seq_len: int) -> list
     again = {"none": 0.0, "dots": 0.0, "layer": 1.0, "stage": 2.0}[strategy.remat]
     if splits_sequence(strategy):
         again += 2.0 if strategy.remat == "layer" else 1.0
-    ticks, heads = num_ticks(strategy), strategy.microbatches
-    slots = ticks * config.num_layers // (strategy.stage * strategy.chunks)
-    count = slots * (4 + again)
+    facts = schedule_facts(strategy)
+    count = _chunk_layers(config, strategy) * (2 * facts.f_ticks + (2 + again) * facts.b_ticks)
     # The embedding's rows lie on different devices; so do the columns of the logits, of which each
     # stage has its share of the tokens: dx, and three f32 numbers a token for the softmax.
     softmax = 3 * 4 * x.whole // (COMPUTE_BYTES[strategy.precision] * config.embed_dim)
-    ends = ticks * x.whole + heads * (x.whole + softmax) / strategy.stage
+    ends = facts.f_ticks * x.whole + facts.heads * (x.whole + softmax) / strategy.stage
     return [
         Transfer("model", "layers", "reduce", count * x.whole, round(count)),
-        Transfer("model", "embedding and head", "reduce", ends, ticks + 3 * heads),
+        Transfer("model", "embedding and head", "reduce", ends, facts.f_ticks + 3 * facts.heads),
     ]
 
 
 def _stages(config, strategy: Strategy, global_batch: int, seq_len: int) -> list[Transfer]:
     """Each tick hands x on and dx back; the head's tokens go to all stages, and back."""
     width = _microbatch(config, strategy, global_batch, seq_len)
-    sends, heads = 2 * num_ticks(strategy), 2 * strategy.microbatches
-    if strategy.schedule == "1f1b" and strategy.stage == 2:
-        sends -= 1  # the last tick stands by itself, and nobody needs its dx
+    facts = schedule_facts(strategy)
+    sends, heads = facts.x_sends + facts.dx_sends, 2 * facts.heads
     return [
         Transfer("stage", "activations", "permute", sends * width.stream, sends),
         Transfer("stage", "head", "gather", heads * width.whole, heads),
@@ -108,16 +93,21 @@ def _parameters(config, strategy: Strategy) -> list[Transfer]:
     if strategy.zero != 3:
         return _once(blocks, strategy) + _once(shared, strategy)
     # Forward and backward slots gather each; under "stage" the recomputation does too.
-    gathers = 3 if strategy.remat == "stage" else 2
-    slots = num_ticks(strategy) / strategy.chunks
-    layers = round(num_ticks(strategy) * config.num_layers / (strategy.stage * strategy.chunks))
-    repeated = {"parameters": gathers * slots, "gradients": slots}
+    facts = schedule_facts(strategy)
+    gathers = facts.f_ticks + facts.b_ticks * (2 if strategy.remat == "stage" else 1)
+    slots = {"parameters": gathers, "gradients": facts.b_ticks}
+    layers = _chunk_layers(config, strategy)
     return [
-        replace(t, bytes=t.bytes * repeated[t.what], count=round(repeated[t.what] * layers / slots))
+        replace(t, bytes=t.bytes * slots[t.what] / strategy.chunks, count=slots[t.what] * layers)
         if t.kind == "gather"
         else t
         for t in _once(blocks, strategy)
     ] + _once(shared, strategy)
+
+
+def _chunk_layers(config: DecoderConfig, strategy: Strategy) -> int:
+    """Layers that a slot runs."""
+    return config.num_layers // (strategy.stage * strategy.chunks)
 
 
 def _once(leaves: tuple[Leaf, ...], strategy: Strategy) -> list[Transfer]:

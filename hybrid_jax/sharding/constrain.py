@@ -25,13 +25,19 @@ def make_constrain(rules: AxisRules, mesh: Mesh) -> Constrain:
     is handed on; the manual axes have already split the array.
 
     Raises (when called):
-      UserError: a dim is not divisible by the mesh axes its name asks for.
+      UserError: there is no rule for a name, or a dim is not divisible by the mesh axes its name
+        asks for.
     """
-    if mesh.shape["model"] == 1:
-        return lambda x, names: x
 
     def constrain(x: jax.Array, names: Axes) -> jax.Array:
+        if len(names) != x.ndim:
+            raise UserError(
+                f"activation {names}: {len(names)} logical axes for shape {x.shape}: give one "
+                "name (or None) for each dim."
+            )
         spec = automatic_part(rules.to_spec(names, path="activation"))
+        if mesh.shape["model"] == 1:
+            return x
         check_divisible(x.shape, spec, mesh, path=f"activation {names}")
         return lax.with_sharding_constraint(x, spec)
 

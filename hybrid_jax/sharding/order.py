@@ -15,22 +15,22 @@ import jax.numpy as jnp
 PyTree = Any
 
 
-def after(tree: PyTree, others: PyTree) -> PyTree:
+def depend_on(tree: PyTree, others: PyTree) -> PyTree:
     """Returns `tree`, whose values exist only once those of `others` do.
 
     Added is whether an entry of each of `others` exceeds infinity, which is 0 for NaN too.
 
-    >>> after(jnp.arange(3.0), jnp.ones(2)).tolist()
+    >>> depend_on(jnp.arange(3.0), jnp.ones(2)).tolist()
     [0.0, 1.0, 2.0]
     """
     zero = sum(leaf[(0,) * leaf.ndim] > jnp.inf for leaf in jax.tree.leaves(others))
     return jax.tree.map(lambda leaf: leaf + jnp.asarray(zero, leaf.dtype), tree)
 
 
-def start_after(tree: PyTree, others: PyTree) -> PyTree:
+def depend_smallest_on(tree: PyTree, others: PyTree) -> PyTree:
     """The same for a `tree` that is used as a whole, by a loop: its smallest leaf has to wait."""
     leaves, structure = jax.tree.flatten(tree)
     if leaves:
         smallest = min(range(len(leaves)), key=lambda index: leaves[index].size)
-        leaves[smallest] = after(leaves[smallest], others)
+        leaves[smallest] = depend_on(leaves[smallest], others)
     return jax.tree.unflatten(structure, leaves)

@@ -21,7 +21,7 @@ _INT32 = np.iinfo(np.int32)
 
 def admit(
     batch: Mapping[str, Any],
-    declared: BatchEntries | None,
+    declared: BatchEntries,
     *,
     shards: int,
     microbatches: int,
@@ -34,8 +34,7 @@ def admit(
 
     Args:
       batch: arrays [B, ...], NumPy's or JAX's.
-      declared: what the model takes; None: it does not say, and only what holds for every model is
-        checked.
+      declared: what the model takes.
       shards: slices of the batch over the mesh.
       microbatches: of every slice.
       values: whether ranges are checked too; arrays on devices are fetched for it.
@@ -43,7 +42,7 @@ def admit(
     Raises:
       UserError: the entry, what is wrong with it, and what to do.
     """
-    declared = check_shapes(batch, declared, shards=shards, microbatches=microbatches)
+    check_shapes(batch, declared, shards=shards, microbatches=microbatches)
     if values:
         for name, leaf in batch.items():
             _check_values(name, leaf, declared.entries[name])
@@ -60,21 +59,15 @@ def admit(
 
 
 def check_shapes(
-    batch: Mapping[str, Any], declared: BatchEntries | None, *, shards: int, microbatches: int
-) -> BatchEntries:
-    """Checks names, ranks, sizes and dtypes, also of shapes without arrays; as `admit`.
-
-    Returns:
-      `declared`, or what can be said of any model's batch.
-    """
+    batch: Mapping[str, Any], declared: BatchEntries, *, shards: int, microbatches: int
+) -> None:
+    """Checks names, ranks, sizes and dtypes, also of shapes without arrays; as `admit`."""
     if not isinstance(batch, Mapping) or not batch:
         what = "an empty one" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise UserError(f"a batch must be a dict of arrays [B, ...], not {what}.")
-    if declared is not None:
-        _check_names(batch, declared)
+    _check_names(batch, declared)
     for name, leaf in batch.items():
         _check_array(name, leaf)
-    declared = _undeclared(batch) if declared is None else declared
     sizes: Sizes = {}
     for name, leaf in batch.items():
         _check_kind(name, leaf, declared.entries[name])
@@ -87,7 +80,6 @@ def check_shapes(
                 "shorten the sequences, or use a model with a larger max_length."
             )
     _check_divides(*sizes["batch"], shards, microbatches)
-    return declared
 
 
 def _check_names(batch: Mapping[str, Any], declared: BatchEntries) -> None:
@@ -152,22 +144,6 @@ def _check_divides(size: int, owner: str, shards: int, microbatches: int) -> Non
             f"(replica x data x expert) x {microbatches} microbatches: use a "
             f"multiple of {shards * microbatches} examples."
         )
-
-
-def _undeclared(batch: Mapping[str, Any]) -> BatchEntries:
-    """What can be said of a batch whose model says nothing: dims as they are, dtypes narrowed."""
-    narrow = {"integer": "int32", "float": "float32", "bool": "bool"}
-    entries = {}
-    for name, leaf in batch.items():
-        dtype = np.dtype(leaf.dtype)
-        if dtype.itemsize > 4 or kind_of(dtype) == "integer":
-            dtype = narrow[kind_of(dtype) or "float"]
-        axes = ("batch", *[None] * (len(leaf.shape) - 1))
-        entries[name] = Entry(axes, str(dtype), is_weight=name == "weights")
-    if "tokens" in batch and "weights" not in batch and len(batch["tokens"].shape) == 2:
-        entries["tokens"] = Entry(("batch", "length"))
-        entries["weights"] = Entry(("batch", "length"), "float32", is_weight=True, is_filled=True)
-    return BatchEntries(entries, {})
 
 
 def _check_values(name: str, leaf: Any, entry: Entry) -> None:

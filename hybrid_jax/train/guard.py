@@ -58,7 +58,7 @@ class Guard:
         )
 
 
-def judge(
+def should_update(
     guard: Guard,
     metrics: Mapping[str, jax.Array],
     *,

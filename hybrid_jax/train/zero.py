@@ -139,7 +139,7 @@ def copy_axes(placement: Placement, mesh: Mesh) -> tuple[str, ...]:
 
 
 def gather_per_layer(placements: PyTree) -> Callable[[Callable], Callable]:
-    """Returns a wrapper that lets a block run on parameter shards (ZeRO-3).
+    """Returns a wrapper that lets a layer run on parameter shards (ZeRO-3).
 
     The gathered parameters never become residuals: the backward pass gathers them again, and
     reduce-scatters their gradients.
@@ -151,28 +151,28 @@ def gather_per_layer(placements: PyTree) -> Callable[[Callable], Callable]:
     def gather_layer(shards):
         return gather(shards, placements, first_dim=1, root="blocks")
 
-    def wrap(block: Callable) -> Callable:
-        def forward(known, x):
-            params, *rest = known
-            return jax.vjp(lambda params, x: block(params, x, *rest), params, x)
+    def wrap(layer: Callable) -> Callable:
+        def forward(recomputable, carry):
+            params, *rest = recomputable
+            return jax.vjp(lambda params, carry: layer(params, carry, *rest), params, carry)
 
         @jax.custom_vjp
-        def sharded_block(shards, x, *rest):
-            return block(gather_layer(shards), x, *rest)
+        def sharded_layer(shards, carry, *rest):
+            return layer(gather_layer(shards), carry, *rest)
 
-        def sharded_forward(shards, x, *rest):
-            known = (gather_layer(shards), *rest)
-            y, vjp = forward(known, x)
-            return y, (plan_residuals(forward, known, x).split(vjp), shards, rest)
+        def sharded_forward(shards, carry, *rest):
+            recomputable = (gather_layer(shards), *rest)
+            y, vjp = forward(recomputable, carry)
+            return y, (plan_residuals(forward, recomputable, carry).split(vjp), shards, rest)
 
         def sharded_backward(residuals, dy):
             stored, shards, rest = residuals
-            known = (gather_layer(shards), *rest)
-            grads, dx = plan_residuals(forward, known, dy).join(stored, known)(dy)
+            recomputable = (gather_layer(shards), *rest)
+            grads, dx = plan_residuals(forward, recomputable, dy).join(stored, recomputable)(dy)
             grads = reduce_scatter(grads, placements, first_dim=1, root="blocks")
             return grads, dx, *(None for _ in rest)
 
-        sharded_block.defvjp(sharded_forward, sharded_backward)
-        return sharded_block
+        sharded_layer.defvjp(sharded_forward, sharded_backward)
+        return sharded_layer
 
     return wrap

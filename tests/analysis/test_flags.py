@@ -75,9 +75,9 @@ def test_rules_that_contradict_each_other(rules, remedy):
 class BatchStatistics(Decoder):
     """A model that normalises over the whole batch: a mean over `data` in every layer."""
 
-    def block(self, layer_params, x, batch, **options):
+    def layer(self, params, x, batch, ctx):
         x = x - lax.pmean(jnp.mean(x, axis=(0, 1), keepdims=True), "data")
-        return super().block(layer_params, x, batch, **options)
+        return super().layer(params, x, batch, ctx)
 
 
 def test_data_crossed_in_the_loop():
@@ -90,9 +90,9 @@ def test_data_crossed_in_the_loop():
 class WideBlock(Decoder):
     """A model whose layers forget to come back from f32."""
 
-    def block(self, layer_params, x, batch, **options):
-        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), layer_params)
-        y = super().block(wide, x.astype(jnp.float32), batch, **options)
+    def layer(self, params, x, batch, ctx):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+        y = super().layer(wide, x.astype(jnp.float32), batch, ctx)
         return y.astype(x.dtype)
 
 
@@ -111,15 +111,15 @@ def test_f32_that_was_asked_for():
 class WideHop(Decoder):
     """A model whose residual stream is f32: so it crosses the stages."""
 
-    def embed(self, outer, batch, **options):
-        return super().embed(outer, batch, **options).astype(jnp.float32)
+    def embed(self, shared, batch, ctx):
+        return super().embed(shared, batch, ctx).astype(jnp.float32)
 
-    def block(self, layer_params, x, batch, **options):
-        y = super().block(layer_params, x.astype(jnp.bfloat16), batch, **options)
+    def layer(self, params, x, batch, ctx):
+        y = super().layer(params, x.astype(jnp.bfloat16), batch, ctx)
         return y.astype(jnp.float32)
 
-    def head(self, outer, x, batch, **options):
-        return super().head(outer, x.astype(jnp.bfloat16), batch, **options)
+    def head(self, shared, x, batch, ctx):
+        return super().head(shared, x.astype(jnp.bfloat16), batch, ctx)
 
 
 def test_f32_between_stages():
@@ -130,10 +130,10 @@ def test_f32_between_stages():
 class RowStatistics(Decoder):
     """A model that sums squares of each token in f32, as norms do, by a dot."""
 
-    def block(self, layer_params, x, batch, **options):
+    def layer(self, params, x, batch, ctx):
         wide = x.astype(jnp.float32)
         size = jnp.einsum("btd,btd->bt", wide, wide)[..., None]
-        y = super().block(layer_params, x, batch, **options)
+        y = super().layer(params, x, batch, ctx)
         return (y * lax.rsqrt(1 + size)).astype(x.dtype)
 
 

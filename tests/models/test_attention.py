@@ -73,9 +73,9 @@ def test_the_tpu_kernel_computes_the_same(packed, axes):
 
     def splash(q, k, v):
         if axes == ("model",):
-            return kernels.splash(q, k, v, segment_ids, True, True)
+            return kernels.splash(q, k, v, segment_ids, True, None, True)
         mesh = jax.make_mesh((2, 2), axes, axis_types=(AxisType.Auto,) * 2)
-        local = lambda q, k, v, ids: kernels.splash(q, k, v, ids, True, True)
+        local = lambda q, k, v, ids: kernels.splash(q, k, v, ids, True, "model", True)
         return jax.shard_map(
             local,
             mesh=mesh,

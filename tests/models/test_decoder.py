@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hybrid_jax.models import Decoder, StagedModel, dot_product_attention
+from hybrid_jax.models import Context, Decoder, Model, dot_product_attention
 
 from . import reference
 from .conftest import BATCH, LENGTH, VOCAB, decoder, random_batch, random_params
@@ -20,15 +20,15 @@ POSITIONS = np.array(
 def full_loss(model, params, batch, key=None):
     """The whole model layer by layer, as the train step calls it."""
     keys = [None] * (model.num_layers + 1) if key is None else list(jax.random.split(key, 3))
-    x = model.embed(params, batch, key=keys[-1])
+    x = model.embed(params, batch, Context(keys[-1]))
     for layer in range(model.num_layers):
         layer_params = jax.tree.map(lambda leaf, i=layer: leaf[i], params["blocks"])
-        x = model.block(layer_params, x, batch, key=keys[layer])
-    return model.head(params, x, batch)
+        x = model.layer(layer_params, x, batch, Context(keys[layer]))
+    return model.head(params, x, batch)["loss"]
 
 
 def test_a_decoder_is_a_staged_model(style):
-    assert isinstance(decoder(style), StagedModel)
+    assert isinstance(decoder(style), Model)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -65,16 +65,15 @@ def test_loss_matches_the_reference(style):
     params, batch = random_params(model), random_batch()
     rows = zip(batch["tokens"], batch["targets"], batch["weights"], strict=True)
     expected = sum(reference.loss(model.config, params, *row) for row in rows)
-    loss_sum, weight_sum = full_loss(model, params, batch)
-    np.testing.assert_allclose(loss_sum, expected, rtol=2e-5)
-    np.testing.assert_allclose(weight_sum, batch["weights"].sum(), rtol=1e-6)
+    np.testing.assert_allclose(full_loss(model, params, batch), expected, rtol=2e-5)
+    np.testing.assert_array_equal(model.weights(batch)["loss"], batch["weights"])
 
 
 def test_one_block_matches_the_reference(style):
     model = decoder(style)
     layer_params = jax.tree.map(lambda leaf: leaf[1], random_params(model)["blocks"])
     x = np.random.default_rng(3).normal(size=(BATCH, LENGTH, 16)).astype("f4")
-    y = model.block(layer_params, x, random_batch())
+    y = model.layer(layer_params, x, random_batch())
     positions, segment_ids = np.arange(LENGTH), np.zeros(LENGTH)
     expected = [
         reference.block(model.config, layer_params, row, positions, segment_ids) for row in x
@@ -85,7 +84,7 @@ def test_one_block_matches_the_reference(style):
 def test_gradients_match_finite_differences(style):
     model = decoder(style, num_layers=1)
     params, batch = random_params(model), random_batch(batch=1)
-    grads = jax.grad(lambda params: full_loss(model, params, batch)[0])(params)
+    grads = jax.grad(lambda params: full_loss(model, params, batch))(params)
     rng = np.random.default_rng(5)
     direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
 
@@ -109,13 +108,13 @@ def test_a_tied_table_gets_gradients_from_both_ends():
         at_head = twin | {"embed": {**params["embed"], "tokens": head_table}}
         x = model.embed(at_embed, batch)
         for layer in range(model.num_layers):
-            x = model.block(jax.tree.map(lambda p, i=layer: p[i], params["blocks"]), x, batch)
-        return model.head(at_head, x, batch)[0]
+            x = model.layer(jax.tree.map(lambda p, i=layer: p[i], params["blocks"]), x, batch)
+        return model.head(at_head, x, batch)["loss"]
 
     table = params["embed"]["tokens"]
     lookup, output = jax.grad(loss, argnums=(0, 1))(table, table)
     assert np.abs(lookup).max() > 0 and np.abs(output).max() > 0
-    both = jax.grad(lambda p: full_loss(model, p, batch)[0])(params)["embed"]["tokens"]
+    both = jax.grad(lambda p: full_loss(model, p, batch))(params)["embed"]["tokens"]
     np.testing.assert_allclose(both, lookup + output, rtol=1e-4, atol=1e-5)
 
 
@@ -143,7 +142,7 @@ def test_activations_are_constrained_by_name(style):
         seen.add(names)
         return x
 
-    model.logits(random_params(model), random_batch(), constrain=record)
+    model.logits(random_params(model), random_batch(), Context(constrain=record))
     assert seen == {
         ("batch", "norm_length", "act_embed"),
         ("batch", "length", "act_heads", None),
@@ -185,8 +184,8 @@ def test_dropout_depends_on_key_and_example_only(style):
     x = np.random.default_rng(3).normal(size=(BATCH, LENGTH, 16)).astype("f4")
     key = jax.random.key(11)
     for run in (
-        lambda batch, x, key: model.embed(params, batch, key=key),
-        lambda batch, x, key: model.block(layer_params, x, batch, key=key),
+        lambda batch, x, key: model.embed(params, batch, Context(key)),
+        lambda batch, x, key: model.layer(layer_params, x, batch, Context(key)),
     ):
         whole = run(batch, x, key)
         last = jax.tree.map(lambda leaf: leaf[2:], batch)
@@ -201,7 +200,7 @@ def test_dropout_keeps_the_mean_and_is_off_without_a_key():
     model = decoder("llama", dropout=0.25, embed_dim=64)
     params = jax.tree.map(np.ones_like, random_params(model))
     batch = random_batch(batch=64)
-    x = np.asarray(model.embed(params, batch, key=jax.random.key(0)))
+    x = np.asarray(model.embed(params, batch, Context(jax.random.key(0))))
     assert set(np.unique(x)) == {np.float32(0), np.float32(1 / 0.75)}
     assert x.mean() == pytest.approx(1, rel=0.01)
     np.testing.assert_array_equal(model.embed(params, batch), 1)
@@ -211,17 +210,17 @@ def test_head_over_slices_adds_up_to_the_whole(style):
     model = decoder(style)
     params, batch = random_params(model), random_batch()
     x = np.random.default_rng(3).normal(size=(BATCH, LENGTH, 16)).astype("f4")
-    whole = model.head(params, x, batch)
+    whole = model.head(params, x, batch)["loss"]
     for dim, cuts in ((0, [1, 2]), (1, [4, 9])):
         pieces = zip(
             *(np.split(leaf, cuts, axis=dim) for leaf in (x, batch["targets"], batch["weights"])),
             strict=True,
         )
         parts = [
-            model.head(params, x, {"targets": targets, "weights": weights})
+            model.head(params, x, {"targets": targets, "weights": weights})["loss"]
             for x, targets, weights in pieces
         ]
-        np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=1e-5)
+        np.testing.assert_allclose(sum(parts), whole, rtol=1e-5)
 
 
 def test_weights_default_to_one(style):
@@ -238,10 +237,10 @@ def test_the_dtype_of_the_parameters_is_the_dtype_of_compute(style):
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
     assert model.embed(half, batch).dtype == jnp.bfloat16
     assert model.logits(half, batch).dtype == jnp.float32
-    loss, weight = full_loss(model, half, batch)
-    assert loss.dtype == weight.dtype == jnp.float32
-    np.testing.assert_allclose(loss, full_loss(model, params, batch)[0], rtol=0.05)
-    grads = jax.grad(lambda params: full_loss(model, params, batch)[0])(half)
+    loss = full_loss(model, half, batch)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, full_loss(model, params, batch), rtol=0.05)
+    grads = jax.grad(lambda params: full_loss(model, params, batch))(half)
     jax.tree.map(lambda g, p: np.testing.assert_equal(g.dtype, p.dtype), grads, half)
 
 

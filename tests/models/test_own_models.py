@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
 
-from hybrid_jax import Strategy, check_parity
+from hybrid_jax import Strategy, bench, check_parity, inspect, make_mesh, make_train_step
 from hybrid_jax.errors import UserError
 from hybrid_jax.models import from_flax, from_parts
 
@@ -188,3 +189,34 @@ def test_a_batch_holds_what_the_example_holds():
     for model in (whole(), parts()):
         assert set(model.batch_entries().entries) == {"x", "y", "weights"}
         assert model.batch_entries().entries["weights"].axes == ("batch", None)
+
+
+def dense(features):
+    return lambda rngs: nnx.Linear(6, features, rngs=rngs)
+
+
+def squared_error(output, batch):
+    return jnp.mean((output - batch["y"]) ** 2, axis=-1)
+
+
+LABELLED = {"x": np.ones((4, 6), np.float32), "y": np.ones((4, 6), np.float32)}
+OWN = {
+    "whole": from_flax(dense(6), squared_error, LABELLED, inputs=["x"]),
+    "parts": from_parts(
+        dense(6), dense(6), dense(6), squared_error, LABELLED, num_layers=2, inputs=["x"]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_models_are_inspected_and_timed(name):
+    model = OWN[name]
+    strategy = Strategy(stage=1 if name == "whole" else 2, data=2, microbatches=2, precision="f32")
+    mesh = make_mesh(strategy, jax.devices()[: strategy.num_devices])
+    train = make_train_step(model, optax.sgd(0.1), strategy, mesh)
+    report = inspect(train, (8,))
+    assert "batch 8" in str(report) and report.flops.model is None
+    shapes = dict.fromkeys(["x", "y"], jax.ShapeDtypeStruct((8, 6), jnp.float32))
+    assert train.lower((8,)).as_text() == train.lower(shapes).as_text()
+    rows = bench(model, [strategy], (8,), steps=1).rows
+    np.testing.assert_allclose([row.loss for row in rows], rows[0].loss, rtol=1e-5)

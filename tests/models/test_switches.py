@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.models import from_flax, from_parts
+from hybrid_jax.models import Context, from_flax, from_parts
 
 BATCH = {"x": np.ones((4, 5, 6), np.float32)}
 
@@ -116,7 +116,7 @@ def test_dropout_that_stays_off_in_training_is_refused(case):
 def losses(model, key=None):
     params = model.init(jax.random.key(0))
     batch = {**BATCH, "example": np.arange(4)}
-    return model.embed(params, batch, key=key)[..., 0]
+    return model.embed(params, batch, Context(key))
 
 
 def assert_random_in_training_only(model):
@@ -198,8 +198,8 @@ def test_each_part_takes_its_own_switches():
     params, batch = staged.init(jax.random.key(0)), {**BATCH, "example": np.arange(4)}
     layer = jax.tree.map(lambda leaf: leaf[0], params["blocks"])
     for call in (
-        lambda key: staged.embed(params, batch, key=key),
-        lambda key: staged.block(layer, jnp.ones((4, 5, 6)), batch, key=key),
+        lambda key: staged.embed(params, batch, Context(key)),
+        lambda key: staged.layer(layer, jnp.ones((4, 5, 6)), batch, Context(key)),
     ):
         assert not np.allclose(call(jax.random.key(1)), call(None))
     with pytest.raises(UserError, match="Attribute would train without dropout"):

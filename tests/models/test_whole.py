@@ -10,7 +10,7 @@ from flax import nnx
 
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
-from hybrid_jax.models import StagedModel, from_flax
+from hybrid_jax.models import Context, Model, from_flax
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.train.step import make_train_step
 
@@ -91,20 +91,19 @@ def library(request):
 def test_a_classifier_computes_its_weighted_loss(library):
     model, batch = classifier(library), images()
     params = model.init(jax.random.key(0))
-    assert isinstance(model, StagedModel)
+    assert isinstance(model, Model)
     assert model.num_layers == 0 and params["blocks"] == {} and params["head"] == {}
-    loss_sum, weight_sum = model.loss(params, batch)
-    np.testing.assert_allclose(loss_sum, numpy_loss(params, batch), rtol=1e-4)
-    np.testing.assert_allclose(weight_sum, batch["weights"].sum(), rtol=1e-6)
+    np.testing.assert_allclose(model.loss(params, batch), numpy_loss(params, batch), rtol=1e-4)
+    np.testing.assert_array_equal(model.weights(batch)["loss"], batch["weights"])
 
 
 def test_the_parts_of_a_whole_model_split_over_examples(library):
     model, batch = classifier(library), images()
     params = model.init(jax.random.key(0))
     x = model.embed(params, batch)
-    assert (x.shape, x.dtype) == ((6, 1, 2), jnp.float32)
-    sums = [model.head(params, piece, batch) for piece in np.split(x, 3)]
-    np.testing.assert_allclose(np.sum(sums, axis=0), model.loss(params, batch), rtol=1e-5)
+    assert (x.shape, x.dtype) == ((6, 1), jnp.float32)
+    sums = [model.head(params, piece, batch)["loss"] for piece in np.split(x, 3)]
+    np.testing.assert_allclose(sum(sums), model.loss(params, batch), rtol=1e-5)
 
 
 def test_names_come_from_the_metadata_and_default_to_none(library):
@@ -132,27 +131,27 @@ def test_a_classifier_learns(library):
 
     @jax.jit
     def step(params, opt_state, key):
-        loss = lambda params: model.loss(params, batch, key=key)[0]
+        loss = lambda params: model.loss(params, batch, Context(key))
         updates, opt_state = tx.update(jax.grad(loss)(params), opt_state)
         return optax.apply_updates(params, updates), opt_state
 
     params = model.init(jax.random.key(0))
-    opt_state, before = tx.init(params), float(model.loss(params, batch)[0])
+    opt_state, before = tx.init(params), float(model.loss(params, batch))
     for key in jax.random.split(jax.random.key(1), 20):
         params, opt_state = step(params, opt_state, key)
-    assert float(model.loss(params, batch)[0]) < 0.1 * before
+    assert float(model.loss(params, batch)) < 0.1 * before
 
 
 def test_dropout_depends_on_key_and_example_only(library):
     model, batch = classifier(library, rate=0.5), images()
     params, key = model.init(jax.random.key(0)), jax.random.key(3)
-    whole = model.embed(params, batch, key=key)
-    last = model.embed(params, jax.tree.map(lambda leaf: leaf[4:], batch), key=key)
+    whole = model.embed(params, batch, Context(key))
+    last = model.embed(params, jax.tree.map(lambda leaf: leaf[4:], batch), Context(key))
     np.testing.assert_allclose(last, whole[4:], rtol=1e-5)
-    np.testing.assert_array_equal(whole, model.embed(params, batch, key=key))
-    assert not np.allclose(whole, model.embed(params, batch, key=jax.random.key(4)))
+    np.testing.assert_array_equal(whole, model.embed(params, batch, Context(key)))
+    assert not np.allclose(whole, model.embed(params, batch, Context(jax.random.key(4))))
     np.testing.assert_allclose(
-        model.embed(params, batch).sum(axis=0)[0, 0], numpy_loss(params, batch), rtol=1e-4
+        model.embed(params, batch).sum(), numpy_loss(params, batch), rtol=1e-4
     )
 
 
@@ -207,8 +206,7 @@ def test_the_train_step_computes_one_device_gradients(library, layout):
     params = model.init(jax.random.key(0))
 
     def mean_loss(params):
-        loss_sum, weight_sum = model.loss(params, batch)
-        return loss_sum / weight_sum
+        return model.loss(params, batch) / model.weights(batch)["loss"].sum()
 
     del batch["example"]
     train = make_train_step(model, optax.sgd(0.1), strategy, mesh)

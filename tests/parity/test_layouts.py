@@ -166,18 +166,18 @@ def test_dropout_masks_do_not_depend_on_the_layout(strategy):
 class HeadWithoutWeights(Decoder):
     """Wrong: given a part of the tokens, the head forgets that they have weights."""
 
-    def head(self, outer, x, batch, *, constrain):
-        if x.shape[:2] != (8, LENGTH):
+    def head(self, shared, carry, batch, ctx):
+        if carry.shape[:2] != (8, LENGTH):
             batch = {**batch, "weights": jnp.ones_like(batch["weights"])}
-        return super().head(outer, x, batch, constrain=constrain)
+        return super().head(shared, carry, batch, ctx)
 
 
 class BlockWithRowNumbers(Decoder):
     """Wrong: a block that knows where in its microbatch a row lies."""
 
-    def block(self, layer_params, x, batch, *, key, constrain):
-        x = x * (1 + 0.001 * jnp.arange(x.shape[0]))[:, None, None]
-        return super().block(layer_params, x, batch, key=key, constrain=constrain)
+    def layer(self, params, carry, batch, ctx):
+        rows = jnp.arange(carry.shape[0])[:, None, None]
+        return super().layer(params, carry * (1 + 0.001 * rows), batch, ctx)
 
 
 @pytest.mark.parametrize(

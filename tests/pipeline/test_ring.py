@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from tiny import decoder, plain_batch
 
-from hybrid_jax.models.contract import unconstrained
 from hybrid_jax.pipeline import ring
 from hybrid_jax.pipeline.program import make_chunk
 
@@ -74,11 +73,11 @@ def stored_shapes():
     params = jax.eval_shape(model.init, jax.random.key(0))["blocks"]
     x = jax.ShapeDtypeStruct((BATCH, LENGTH, WIDTH), jnp.float32)
 
-    def block(params, x, microbatch, layer_id, key_data):
-        return model.block(params, x, microbatch, key=None, constrain=unconstrained)
+    def layer(params, x, microbatch, layer_id, key_data):
+        return model.layer(params, x, microbatch)
 
     def shapes(remat):
-        chunk = make_chunk(block, remat)
+        chunk = make_chunk(layer, remat)
 
         def forward(known, x):
             params, *rest = known

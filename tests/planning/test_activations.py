@@ -28,7 +28,7 @@ def stored_bytes(config, remat, implementation) -> int:
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), shapes)
     tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
     ids = jax.ShapeDtypeStruct((LAYERS,), jnp.int32)
-    chunk = make_chunk(lambda params, x, batch, *_: model.block(params, x, batch), remat)
+    chunk = make_chunk(lambda params, x, batch, *_: model.layer(params, x, batch), remat)
 
     def forward(known, x):
         params, *rest = known
@@ -49,7 +49,7 @@ def test_residuals_are_those_of_the_ring(style, implementation, remat):
     config = preset("nano", style=style, num_layers=LAYERS, max_length=LENGTH, **sizes)
     strategy = Strategy(remat=remat)
     width = widths(config, strategy, BATCH, LENGTH)
-    layer, chunk = residual_bytes(config, strategy, width, fused=implementation == "splash")
+    layer, chunk = residual_bytes(config, strategy.remat, width, fused=implementation == "splash")
     assert LAYERS * layer + chunk == stored_bytes(config, remat, implementation)
 
 

@@ -1,17 +1,15 @@
-"""The memory model: tiny cases by hand, what must grow with what, and the real schedule tables."""
+"""The memory model: tiny cases by hand, what must grow with what."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hybrid_jax.config.model import preset
 from hybrid_jax.config.strategy import Strategy
-from hybrid_jax.pipeline.schedules import schedule
-from hybrid_jax.planning.memory import memory, num_slots
+from hybrid_jax.planning.memory import memory
 
 SMALL = preset("llama2-7b", num_layers=8)
 
@@ -40,21 +38,6 @@ def test_the_head_or_the_embedding_may_need_most():
     assert many_tokens.slot == 32 * 16 * 9000 * (4 + 2)  # f32 logits, their bf16 gradient
     few_tokens = memory(config, Strategy(microbatches=2), 2, 1, platform="gpu")
     assert few_tokens.slot == 2 * 9000 * 8 * 2  # a bf16 table of zeros, and one of sums
-
-
-SCHEDULES = [
-    *(("1f1b", stages, 1) for stages in (1, 2, 4)),
-    *(("gpipe", stages, 1) for stages in (1, 2, 4)),
-    *(("interleaved", stages, chunks) for stages in (2, 4) for chunks in (2, 4)),
-]
-
-
-@pytest.mark.parametrize(("name", "stages", "chunks"), SCHEDULES)
-@pytest.mark.parametrize("microbatches", [4, 8, 16, 32])
-def test_slots_are_those_of_the_table(name, stages, microbatches, chunks):
-    table = schedule(name, stages, microbatches, chunks)
-    expected = 0 if table.fused else table.num_slots
-    assert num_slots(name, stages, microbatches, chunks) == expected
 
 
 @settings(max_examples=60, deadline=None)

@@ -30,6 +30,8 @@ LAYOUTS = [
     {"data": 8, "zero": 3, "microbatches": 2},
     {"replica": 2, "data": 4, "zero": 1},
     {"stage": 4, "microbatches": 8, "zero": 1},
+    {"stage": 4, "microbatches": 1, "zero": 1},
+    {"stage": 2, "microbatches": 1, "zero": 1},
     {"stage": 4, "microbatches": 4, "zero": 0, "schedule": "gpipe"},
     {"stage": 2, "microbatches": 4, "zero": 1, "schedule": "interleaved", "chunks": 2},
     {"stage": 2, "data": 2, "model": 2, "microbatches": 4, "zero": 1},

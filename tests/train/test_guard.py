@@ -12,7 +12,7 @@ from tiny import decoder, plain_batch, ragged_batch
 from hybrid_jax import Strategy, make_mesh, make_train_step
 from hybrid_jax.parity import reference_loss_and_gradients
 from hybrid_jax.train import guard as module
-from hybrid_jax.train.guard import INITIAL_SCALE, MEMORY_STEPS, SMALLEST_SCALE, Guard, judge
+from hybrid_jax.train.guard import INITIAL_SCALE, MEMORY_STEPS, SMALLEST_SCALE, Guard, should_update
 
 CUBE = Strategy(stage=2, data=2, model=2, microbatches=2, precision="f32")
 
@@ -71,14 +71,14 @@ def test_a_run_with_a_bad_batch_equals_the_run_without_it():
 
 
 def test_a_bad_gradient_with_a_good_loss_is_skipped():
-    good, guard = judge(Guard.fresh(), metrics(2.0, grad_norm=np.inf))
+    good, guard = should_update(Guard.fresh(), metrics(2.0, grad_norm=np.inf))
     assert not good
     assert (int(guard.skipped), int(guard.skipped_in_a_row), int(guard.loss_count)) == (1, 1, 0)
 
 
 def after_losses(losses, **options):
     """(guard, verdicts) after updates of these losses."""
-    step, verdicts, guard = jax.jit(lambda g, m: judge(g, m, **options)), [], Guard.fresh()
+    step, verdicts, guard = jax.jit(lambda g, m: should_update(g, m, **options)), [], Guard.fresh()
     for loss in losses:
         good, guard = step(guard, metrics(loss))
         verdicts.append(bool(good))
@@ -104,12 +104,12 @@ def test_spikes_are_skipped_after_the_warm_up_and_do_not_count():
     calm, _ = after_losses(np.where(losses == 9, 3, losses), spike_sigmas=6.0)
     after, verdicts = [], []
     for loss in (3.3, 2.0, 3.9, 30.0, 3.0):
-        good, next_guard = judge(calm, metrics(loss), spike_sigmas=6.0)
+        good, next_guard = should_update(calm, metrics(loss), spike_sigmas=6.0)
         verdicts.append(bool(good))
         after.append(int(next_guard.loss_count) - int(calm.loss_count))
     assert verdicts == [True, True, False, False, True]
     assert after == [1, 1, 0, 0, 1]
-    assert bool(judge(calm, metrics(30.0))[0])
+    assert bool(should_update(calm, metrics(30.0))[0])
 
 
 def test_spikes_are_skipped_by_the_step():
@@ -129,7 +129,7 @@ def test_spikes_are_skipped_by_the_step():
 
 
 def test_a_batch_that_counts_for_nothing_is_no_loss():
-    _, guard = judge(Guard.fresh(), metrics(0.0, grad_norm=0.0, weight=0.0))
+    _, guard = should_update(Guard.fresh(), metrics(0.0, grad_norm=0.0, weight=0.0))
     assert jax.device_get(asdict(guard)) == jax.device_get(asdict(Guard.fresh()))
 
 
@@ -172,12 +172,12 @@ def test_the_scale_grows_and_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "GROWTH_STEPS", 2)
     guard, scales = Guard.fresh(), []
     for grad_norm in (1, 1, 1, np.inf, 1, 1):
-        _, guard = judge(guard, metrics(2.0, grad_norm), scaled=True)
+        _, guard = should_update(guard, metrics(2.0, grad_norm), scaled=True)
         scales.append(float(guard.loss_scale) / INITIAL_SCALE)
     assert scales == [1, 2, 2, 1, 1, 2]
     in_a_row = []
     for _ in range(20):
-        _, guard = judge(guard, metrics(2.0, np.inf), scaled=True)
+        _, guard = should_update(guard, metrics(2.0, np.inf), scaled=True)
         in_a_row.append(int(guard.skipped_in_a_row))
     # Once the scale cannot fall any more it is not to blame.
     assert float(guard.loss_scale) == SMALLEST_SCALE
@@ -185,7 +185,7 @@ def test_the_scale_grows_and_is_bounded(monkeypatch):
 
 
 def test_a_bad_loss_does_not_touch_the_scale():
-    _, guard = judge(Guard.fresh(), metrics(np.nan, np.nan), scaled=True)
+    _, guard = should_update(Guard.fresh(), metrics(np.nan, np.nan), scaled=True)
     assert (float(guard.loss_scale), int(guard.skipped_in_a_row)) == (INITIAL_SCALE, 1)
 
 

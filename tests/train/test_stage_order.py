@@ -63,7 +63,7 @@ def test_layers_move_without_being_gathered(chunks):
     train = make_train_step(
         decoder(num_layers=24), optax.adamw(1e-3), strategy, make_mesh(strategy)
     )
-    compiled = train._to_depth.lower(train.abstract_state()).compile()
+    compiled = train._functions.to_depth.lower(train.abstract_state()).compile()
     kinds = {row.kind for row in ledger(compiled.as_text(), train.mesh).rows}
     assert kinds == {"collective-permute"}
 
