@@ -102,7 +102,7 @@ class Report(Tables):
                 self.bubble,
                 self.memory,
                 self.ledger,
-                idle_computes=not self._skips_bubbles,
+                idle_computes=not self.strategy.skips_bubbles(self.platform),
             ),
             tables.memory_view(self.memory),
             tables.axis_view(self.ledger, widened=self._widened),
@@ -165,11 +165,6 @@ class Report(Tables):
             },
             indent=2,
         )
-
-    @property
-    def _skips_bubbles(self) -> bool:
-        chosen = self.strategy.skip_bubbles
-        return self.platform == "cpu" if chosen is None else chosen
 
     @property
     def _widened(self) -> bool:

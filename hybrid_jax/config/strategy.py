@@ -114,6 +114,14 @@ class Strategy:
         """Product of the mesh axis sizes."""
         return math.prod(self.axis_sizes.values())
 
+    def skips_bubbles(self, platform: str) -> bool:
+        """Returns whether idle ticks skip their work on devices of that platform.
+
+        >>> Strategy(stage=2).skips_bubbles("cpu"), Strategy(stage=2).skips_bubbles("tpu")
+        (True, False)
+        """
+        return platform == "cpu" if self.skip_bubbles is None else self.skip_bubbles
+
     def describe(self) -> str:
         """Returns the fields that differ from the defaults, on one line.
 

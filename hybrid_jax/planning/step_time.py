@@ -204,8 +204,7 @@ class _Work:
     def hardware_flops(self) -> float:
         """Of one device in one step."""
         layers = self.config.num_layers / self.strategy.stage
-        skips = self.strategy.skip_bubbles
-        if not (self.chip.platform == "cpu" if skips is None else skips):
+        if not self.strategy.skips_bubbles(self.chip.platform):
             layers *= 1 + schedule_facts(self.strategy).idle_share
         share = self.tokens / self.strategy.stage / self.strategy.model
         head = 6 * share * self.config.vocab_size * self.config.embed_dim

@@ -52,10 +52,9 @@ def make_loss_and_gradients(
     Args:
       placements: tree of `Placement` for params {"embed", "blocks", "head"}, blocks in stage order.
     """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    skip_bubbles = on_cpu if strategy.skip_bubbles is None else strategy.skip_bubbles
+    platform = mesh.devices.flat[0].platform
     # Only ZeRO-3 has collectives of one kind inside the loops over layers and beside them.
-    ordered = on_cpu and strategy.zero == 3
+    ordered = platform == "cpu" and strategy.zero == 3
     trains = schedule.name != "forward_only"
     scaled = strategy.precision == "fp16"
     shared_placements, block_placements = split_params(placements)
@@ -80,7 +79,7 @@ def make_loss_and_gradients(
                 schedule,
                 program,
                 inputs,
-                skip_bubbles=skip_bubbles,
+                skip_bubbles=strategy.skips_bubbles(platform),
                 ordered=ordered,
                 bubble_value=bubble_value,
             )
