@@ -1,4 +1,4 @@
-"""The errors a user sees, each one line: a mistake of theirs, or a run that cannot go on."""
+"""The errors a user sees, each one line: a mistake of theirs, or a run that cannot continue."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class _OneLine(Exception):
     """
 
     found_elsewhere = False
-    """Whether another process has found it, and is about to tell it in its own words."""
+    """Whether another process found it, and is about to report it in its own words."""
 
     def __str__(self) -> str:
         return super().__str__().replace("\n", "\\n").replace("\r", "\\r")
 
 
 class UserError(_OneLine, ValueError):
-    """A user's mistake, told in one line: the value, the constraint it broke, the remedy.
+    """A user's mistake, reported in one line: the value, the constraint it broke, the remedy.
 
     The command line prints it without a traceback and exits with its `status`.
     """
@@ -39,7 +39,7 @@ class UserError(_OneLine, ValueError):
 
 
 class RunError(_OneLine, RuntimeError):
-    """What ended a run through no mistake of the user, told in one line, with what is left.
+    """What ended a run through no mistake of the user, reported in one line, with what is left.
 
     The command line prints it without a traceback and exits with its `status`.
     """

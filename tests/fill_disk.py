@@ -153,7 +153,7 @@ def wait_for_steps(process: subprocess.Popen, log: Path, errors: Path, steps: in
         if process.poll() is not None:
             sys.exit(f"the run failed:\n{errors.read_text()[-3000:]}")
         time.sleep(0.02)
-    found = re.search(r"going on from step (\d+)", log.read_text())
+    found = re.search(r"resuming from step (\d+)", log.read_text())
     return int(found[1]) if found else 0
 
 

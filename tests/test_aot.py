@@ -41,6 +41,7 @@ print(json.dumps({
     "seconds": time.time() - start,
     "peak_gib": report.memory.total / 2**30,
     "hlo_bytes": report.hlo_bytes,
+    "parts": [[row.num_parts, len({*row.held.tolist()})] for row in report.parameters],
     "data": [
         {"kind": row.kind, "dtype": row.dtype, "count": row.count, "wire_bytes": row.wire_bytes,
          "in_loop": row.in_loop}
@@ -70,6 +71,7 @@ def test_a_pipeline_compiles_for_64_v5p_chips():
     report = compile_step(stage=4, data=4, model=4, microbatches=8)
     print(report)
     assert report["peak_gib"] < 95  # HBM of a v5p chip
+    assert [parts for parts, held in report["parts"] if parts != held or parts == 1] == []
     assert not [row for row in report["data"] if row["kind"] == "all-gather" and row["in_loop"]]
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -24,7 +24,7 @@ from hybrid_jax.benchmark.compare import bench, bench_from_config
 from hybrid_jax.benchmark.plain_process import PlainProcess
 from hybrid_jax.benchmark.plain_program import plain_program
 from hybrid_jax.benchmark.report import BenchReport
-from hybrid_jax.benchmark.strategies import parse_strategy, read_strategies
+from hybrid_jax.benchmark.strategies import read_strategies
 from hybrid_jax.config.load import load_config
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import RunError, UserError
@@ -89,7 +89,10 @@ def test_the_baseline_knows_nothing_of_the_executor():
         for node in ast.walk(ast.parse(inspect.getsource(baseline)))
         if isinstance(node, ast.ImportFrom) and node.module
     }
-    assert {m for m in modules if m.startswith("hybrid_jax")} == {"hybrid_jax.models.contract"}
+    assert {m for m in modules if m.startswith("hybrid_jax")} == {
+        "hybrid_jax.models.context",
+        "hybrid_jax.models.contract",
+    }
 
 
 def plain_process(tx):
@@ -276,7 +279,7 @@ def test_bench_from_config_takes_the_run_as_it_is():
 def test_a_strategy_that_does_not_fit_the_run_is_refused():
     config = load_config(CONFIGS / "bench.yaml")
     with pytest.raises(UserError, match=r"model.num_layers=8 leaves stages without a layer"):
-        bench_from_config(config, [parse_strategy("stage=9", config.strategy)])
+        bench_from_config(config, [replace(config.strategy, stage=9)])
 
 
 @pytest.mark.parametrize(
@@ -293,53 +296,68 @@ def test_bench_refuses(strategies, batch_shape, steps, message):
         bench(decoder(), strategies, batch_shape, steps=steps)
 
 
-def test_parse_strategy():
+@pytest.fixture
+def strategies_of(tmp_path):
+    def read(text, base=None):
+        path = tmp_path / "strategies.yaml"
+        path.write_text(text)
+        return read_strategies(path, base)
+
+    return read
+
+
+def test_an_entry_replaces_the_fields_that_it_names(strategies_of):
     base = Strategy(stage=2, data=2, precision="f32")
-    text = "data=1  remat=none skip_bubbles=true rules=null"
-    expected = Strategy(stage=2, remat="none", precision="f32", skip_bubbles=True)
-    assert parse_strategy(text, base) == expected
-    assert parse_strategy("", base) == base
-    assert parse_strategy("rules=[[mlp,model],[embed,null]]").rules == (
-        ("mlp", "model"),
-        ("embed", None),
+    text = (
+        "- {data: 1, remat: none, skip_bubbles: true, rules: null}\n- {}\n- rules: [[mlp, model]]"
     )
+    assert strategies_of(text, base) == [
+        Strategy(stage=2, remat="none", precision="f32", skip_bubbles=True),
+        base,
+        replace(base, rules=(("mlp", "model"),)),
+    ]
+    assert strategies_of("[{stage: 2}]") == [Strategy(stage=2)]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stag=4", "unknown field 'stag' .* Did you mean 'stage'"),
-        ("stage", "'stage' .* must be field=value"),
-        ("stage=four", "strategy.stage='four' must be a whole number"),
-        ("stage=", "strategy.stage=None must be a whole number"),
-        ("rules=[", "is no YAML value"),
-        ("schedule=1f1", "must be one of .* Did you mean '1f1b'"),
-        ("zero=2", "strategy.zero=2 must be one of 0, 1, 3"),
-        ("chunks=2", "needs schedule='interleaved'"),
+        ("- stag: 4", "entry 1: unknown field 'strategy.stag'.* Did you mean 'stage'"),
+        ("- {}\n- stage", "entry 2: a strategy must be a mapping of its fields, not 'stage'"),
+        ("- stage: four", "entry 1: strategy.stage='four' must be a whole number"),
+        ("- stage:", "entry 1: strategy.stage=None must be a whole number"),
+        ("- schedule: 1f1", "must be one of .* Did you mean '1f1b'"),
+        ("- zero: 2", "strategy.zero=2 must be one of 0, 1, 3"),
+        ("- chunks: 2", "needs schedule='interleaved'"),
+        ("- {stage: 1, stage: 2}", "line 1: 'stage' stands in line 1 already"),
+        ("- rules: [", r"strategies.yaml' is not YAML: line 1"),
+        (
+            "stage: 4",
+            r"must be a list of .* such as '- \{stage: 4, microbatches: 8\}', not \{'stage'",
+        ),
+        ("# nothing\n", "must be a list of at least one strategy, .*, not None"),
+        ("[]", "must be a list of at least one strategy"),
     ],
 )
-def test_parse_strategy_refuses(text, message):
+def test_read_strategies_refuses(strategies_of, text, message):
     with pytest.raises(UserError, match=message) as caught:
-        parse_strategy(text)
+        strategies_of(text)
+    assert str(caught.value).startswith("strategies file '")
     assert "\n" not in str(caught.value)
 
 
-def test_read_strategies():
+def test_a_strategies_file_that_is_not_there_is_refused(tmp_path):
+    (tmp_path / "strategies.yaml").touch()
+    with pytest.raises(UserError, match=r"no strategies file .* Did you mean .*strategies.yaml'"):
+        read_strategies(tmp_path / "strategy.yaml")
+
+
+def test_the_strategies_of_the_readme():
     base = load_config(CONFIGS / "bench.yaml").strategy
-    assert [
-        strategy.describe() for strategy in read_strategies(CONFIGS / "bench.strategies", base)
-    ] == [
+    found = read_strategies(CONFIGS / "bench_strategies.yaml", base)
+    assert [strategy.describe() for strategy in found] == [
         "precision=f32",
         "microbatches=8 precision=f32",
         "stage=4 microbatches=8 precision=f32",
         "stage=2 data=2 model=2 microbatches=8 precision=f32",
     ]
-
-
-def test_read_strategies_refuses(tmp_path):
-    with pytest.raises(UserError, match="cannot read strategies from"):
-        read_strategies(tmp_path / "absent")
-    empty = tmp_path / "empty"
-    empty.write_text("# nothing\n\n")
-    with pytest.raises(UserError, match="has no strategy"):
-        read_strategies(empty)

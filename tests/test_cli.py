@@ -113,8 +113,8 @@ def test_inspect_lists_every_parameter_that_does_not_fit(config, capsys):
 
 
 def test_bench_prints_a_table_and_writes_json(config, capsys):
-    strategies, numbers = config.with_name("strategies"), config.with_name("bench.json")
-    strategies.write_text("stage=1 data=1 model=1  # one device\n")
+    strategies, numbers = config.with_name("strategies.yaml"), config.with_name("bench.json")
+    strategies.write_text("- {stage: 1, data: 1, model: 1} # one device\n")
     options = ["--strategies", str(strategies), "--steps", "1", "--json", str(numbers)]
     assert main(["bench", str(config), *options, "model.num_layers=1", "strategy.stage=1"]) == 2
     assert "cpu_devices" in capsys.readouterr().err  # the last overrides were read

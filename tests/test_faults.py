@@ -63,7 +63,7 @@ def test_a_run_killed_four_times_is_the_undisturbed_run():
     assert "4 kills, 2 of them in mid-save: bit for bit" in result.stdout
 
 
-def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, config):
+def test_a_signal_saves_and_the_same_command_resumes(tmp_path, config):
     """Without `checkpoint.every`: the signal alone makes the checkpoint."""
     steps = 400
     options = [f"train.steps={steps}", "checkpoint.every=null", "train.eval_every=null"]
@@ -80,12 +80,12 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, config):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "SIGTERM: stopping after this step" in err
-    assert "the same command goes on from there" in out
+    assert "the same command resumes from there" in out
     saved = [int(path.name) for path in (stopped / "checkpoints").iterdir()]
     assert len(saved) == 1 and 3 <= saved[0] < steps
     result = train(config, *options, f"train.output_dir={stopped}")
     assert result.returncode == 0, result.stderr
-    assert f"going on from step {saved[0]}" in result.stdout
+    assert f"resuming from step {saved[0]}" in result.stdout
     assert digests(stopped, steps) == digests(straight, steps)
 
 
@@ -124,7 +124,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, config):
     assert re.search("the last good (one|checkpoint) is step 4", message)
     result = train(config, *small, "train.steps=8")
     assert result.returncode == 0, result.stderr
-    assert "going on from step 4" in result.stdout
+    assert "resuming from step 4" in result.stdout
 
 
 def test_a_disk_that_only_tensorboard_finds_full_ends_the_run(tmp_path, config):

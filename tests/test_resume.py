@@ -1,4 +1,4 @@
-"""A run that is saved and goes on has the numbers of one that was never interrupted."""
+"""A run that is saved and resumed has the numbers of one that was never interrupted."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""`hybrid-jax train` as two processes: one tells and writes; a signal to the other stops both."""
+"""`hybrid-jax train` as two processes: one prints and writes; a signal to the other stops both."""
 
 import json
 import signal
@@ -55,9 +55,9 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, config, ca
     assert (saved / "verified.1-of-2.json").exists()
     assert [record["step"] for record in records(tmp_path)] == list(range(1, step + 1))
 
-    # One process with the same devices goes on, to the end.
+    # One process with the same devices resumes, to the end.
     assert main(["train", *config, f"train.steps={step + 2}"]) == 0
-    assert f"going on from step {step}" in capsys.readouterr().out
+    assert f"resuming from step {step}" in capsys.readouterr().out
     assert records(tmp_path)[-1]["step"] == step + 2
 
 

@@ -1,4 +1,4 @@
-"""The loop: what hooks see and when, going on from a state, and stopping on a signal."""
+"""The loop: what hooks see and when, resuming from a state, and stopping on a signal."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What a compiled step does that its layout does not ask for: one line each, with the remedy."""
+"""What a compiled step does unrequested by its layout: one line each, with the remedy."""
 
 from __future__ import annotations
 

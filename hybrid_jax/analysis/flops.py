@@ -108,7 +108,7 @@ def program_flops(compiled_text: str) -> Flops:
 def step_flops(train: TrainStep, batch_shape: tuple[int, ...], compiled_text: str) -> Flops:
     """Returns the FLOPs of one device in one step on a batch [B, T], and what the model needs.
 
-    How often the conditionals of the pipeline run which branch, its schedule tells: what idle
+    The schedule of the pipeline says how often its conditionals run which branch: what idle
     ticks compute and throw away counts, what they skip does not.
     """
     config = getattr(train.model, "config", None)

@@ -50,9 +50,9 @@ def plain_flops(computation: Computation, instruction: Instruction) -> float:
 
 
 def kernel_flops(computation: Computation, instruction: Instruction) -> tuple[float, bool] | None:
-    """FLOPs of a custom call, and whether only its operands' shapes told; None if nothing does.
+    """FLOPs of a custom call, and whether only operand shapes gave them; None if nothing does.
 
-    Told by: the cost estimate of a Pallas kernel, the dot that a cuBLAS call stands for, the
+    Taken from the cost estimate of a Pallas kernel, the dot that a cuBLAS call stands for, the
     operands of an attention kernel that is known by its name.
     """
     if found := _COST_ESTIMATE.search(instruction.attributes):

@@ -1,4 +1,4 @@
-"""Where an operation of a compiled program comes from, told from its JAX name stack in words."""
+"""Where an operation of a compiled program comes from, in words, read from its JAX name stack."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Report(Tables):
       schedule: name of the pipeline table, the strategy's or one's own.
       batch_shape: global (B, T).
       platform: "cpu", "gpu" or "tpu": what it was compiled for.
-      flags: what the step does that the layout does not ask for; none in a sound one.
+      flags: what the step does unrequested by the layout; none in a sound one.
       warnings: what is wasteful about the sharding of the parameters, one line each.
       flops: of one device in one step.
       bubble: idle time of the pipeline as a fraction of its work.
@@ -102,7 +102,7 @@ class Report(Tables):
                 self.bubble,
                 self.memory,
                 self.ledger,
-                idle_computes=not self._skips_bubbles,
+                idle_computes=not self.strategy.skips_bubbles(self.platform),
             ),
             tables.memory_view(self.memory),
             tables.axis_view(self.ledger, widened=self._widened),
@@ -160,16 +160,11 @@ class Report(Tables):
                     for row in self.ledger.rows
                 ],
                 "unknown_loops": self.ledger.unknown_loops,
-                "parameters": [asdict(row) | {"spec": list(row.spec)} for row in self.parameters],
+                "parameters": [row.to_fields() for row in self.parameters],
                 "hlo_bytes": self.hlo_bytes,
             },
             indent=2,
         )
-
-    @property
-    def _skips_bubbles(self) -> bool:
-        chosen = self.strategy.skip_bubbles
-        return self.platform == "cpu" if chosen is None else chosen
 
     @property
     def _widened(self) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hybrid_jax.analysis.parameters import ParameterRow
-from hybrid_jax.analysis.shards import Shards, shards
 from hybrid_jax.figures import (
     BLUE,
     IDLE,
@@ -34,15 +33,13 @@ def plot_overview(strategy: Strategy, rows: Sequence[ParameterRow], ax: Axes | N
     A cell stands for the whole array; the coloured piece of it is what the device holds. Equal
     pieces in a row are copies.
     """
-    sizes = strategy.axis_sizes
     ax = ax or new_axes("Report.plot_shardings", WIDTH, overview_height(strategy, rows))
     for y, row in enumerate(rows):
-        found = shards(len(row.shape), row.spec, sizes)
-        _draw_row(ax, y, found, strategy.num_devices)
+        _draw_row(ax, y, row)
         write_beside(ax, y, row.path, -4, "right", at=0.0)
         shape = " x ".join(map(str, row.shape)) or "scalar"
         write_beside(ax, y, shape, 4, "left", color=MUTED)
-        write_beside(ax, y, share(found), 96, "left", color=MUTED)
+        write_beside(ax, y, share(row), 96, "left", color=MUTED)
     levels = _name_devices(ax, strategy)
     ax.set_xlim(-0.5, strategy.num_devices - 0.5)
     ax.set_ylim(len(rows) - 0.4, -0.6 - 0.75 * levels)
@@ -61,12 +58,12 @@ def used_axes(strategy: Strategy) -> dict[str, int]:
     return {axis: size for axis, size in strategy.axis_sizes.items() if size > 1}
 
 
-def share(found: Shards) -> str:
+def share(row: ParameterRow) -> str:
     """Returns into how many parts an array is cut, and how often each is there."""
-    if found.num_parts == 1:
+    if row.num_parts == 1:
         return "whole on each device"
-    copies = f", {found.copies} copies" if found.copies > 1 else ""
-    return f"{found.num_parts} parts{copies}"
+    copies = f", {row.copies} copies" if row.copies > 1 else ""
+    return f"{row.num_parts} parts{copies}"
 
 
 def shade(number: int, count: int) -> str:
@@ -77,20 +74,20 @@ def shade(number: int, count: int) -> str:
     return to_hex(colors(number / (count - 1))) if count > 1 else "#c3cad3"
 
 
-def _draw_row(ax: Axes, y: int, found: Shards, num_devices: int) -> None:
+def _draw_row(ax: Axes, y: int, row: ParameterRow) -> None:
     """Draws the cells of one parameter; where pieces would be hairlines, they fill the cell."""
-    width = 0.9
-    cells = [(device - width / 2, width) for device in range(num_devices)]
+    width, count = 0.9, row.num_parts
+    cells = [(device - width / 2, width) for device in range(len(row.held))]
     ax.broken_barh(cells, (y - 0.36, 0.72), facecolor=IDLE)
-    piece = width / found.num_parts
-    fills = found.num_parts * num_devices > 300
+    piece = width / count
+    fills = count * len(cells) > 300
     ax.broken_barh(
         [
-            (left, width) if fills else (left + number * piece, piece)
-            for (left, _), number in zip(cells, found.numbers, strict=True)
+            (left, width) if fills else (left + part * piece, piece)
+            for (left, _), part in zip(cells, row.held, strict=True)
         ],
         (y - 0.36, 0.72),
-        facecolor=[shade(number, found.num_parts) for number in found.numbers],
+        facecolor=[shade(part, count) for part in row.held],
         label="held",
     )
 

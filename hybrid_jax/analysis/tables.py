@@ -78,7 +78,7 @@ def _flops_notes(flops: Flops) -> Iterator[str]:
             "scores, which a causal kernel need not compute"
         )
     if flops.not_counted:
-        yield f"not counted, since they do not tell their work: {', '.join(flops.not_counted)}"
+        yield f"not counted, their work unknown: {', '.join(flops.not_counted)}"
     if flops.unknown_loops:
         yield f"counted once, trip count unknown: {', '.join(flops.unknown_loops)}"
 

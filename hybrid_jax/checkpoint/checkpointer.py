@@ -227,7 +227,7 @@ class Checkpointer:
         if exception is None:
             self.close()
             return
-        # What went wrong first is told, not what it led to; and maybe on this process alone, so
+        # What went wrong first is reported, not what it led to; and maybe on this process alone, so
         # that the others are not waited for.
         self._release()
 

@@ -45,7 +45,7 @@ def is_saved(folder: StepFolder, manifest: Manifest) -> bool:
         newest = max(folder.steps, default=step)
         if newest > step:
             raise UserError(
-                f"{prefix} step {newest}: go on from that one, or choose another folder."
+                f"{prefix} step {newest}: resume from that one, or choose another folder."
             )
         return False
     try:
@@ -58,7 +58,7 @@ def is_saved(folder: StepFolder, manifest: Manifest) -> bool:
     if difference := saved.difference(manifest):
         raise UserError(
             f"{prefix} another state of that step, saved {folder.saved_at(step)}: {difference}; "
-            "restore that one and go on from it, or choose another folder."
+            "restore that one and resume from it, or choose another folder."
         )
     return True
 

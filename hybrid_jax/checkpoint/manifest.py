@@ -45,7 +45,7 @@ class Manifest:
       arrays: by name, such as "params/blocks/attention/query".
       metrics: what was measured at that step.
       strategy: the layout that it was saved from, for information only.
-      config: whatever else the run wants to know when it goes on.
+      config: whatever else the run wants to know when it resumes.
       written_by: versions of this package and of those it saves with.
     """
 

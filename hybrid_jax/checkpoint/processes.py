@@ -1,4 +1,4 @@
-"""What goes wrong on one process of a run is the concern of all: they go on together, or none."""
+"""What goes wrong on one process of a run concerns all: they continue together, or not at all."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shared(problem: str | None) -> str | None:
     """
     others = _where(problem is not None)
     if problem is None and others:
-        return f"process {others[0]} has found it, and says why"
+        return f"process {others[0]} reported the failure; see its log"
     return problem
 
 

@@ -122,7 +122,7 @@ class Writer:
     def close(self) -> None:
         """Releases threads and files; waits for no other process."""
         self.join()
-        with contextlib.suppress(Exception):  # a failed save, of which `wait` has told
+        with contextlib.suppress(Exception):  # a failed save, which `wait` has reported
             self._orbax.close()
 
     def _start_verification(self, manifest: Manifest, write: Callable[[], None]) -> None:

@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strategies",
         metavar="FILE",
-        help="a layout in each line, as fields that differ from the config's strategy "
-        "(`stage=4 data=1`); by default the config's own",
+        help="YAML list of layouts, each with the fields that differ from the config's strategy "
+        "(`- {stage: 4, data: 1}`); by default the config's own",
     )
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each")
     parser.add_argument("--json", metavar="FILE", help="write the numbers here too")

@@ -20,7 +20,7 @@ def prepare(
     empty: str = "error",
     overwrite: bool = False,
 ) -> None:
-    """Tokenize text files into a folder of token files; a killed run goes on when repeated."""
+    """Tokenize text files into a folder of token files; a killed run resumes when repeated."""
     from rich.console import Console
 
     from hybrid_jax.data.prepare import prepare as prepare_corpus

@@ -1,4 +1,4 @@
-"""Files that a command writes at its end: checked before its work, and told in one line."""
+"""Files that a command writes at its end: checked before its work, refused in one line."""
 
 from __future__ import annotations
 

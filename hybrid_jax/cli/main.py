@@ -30,7 +30,7 @@ COMMANDS = (*CONFIG_COMMANDS, "data")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, or 2 for a user's mistake.
 
-    A run that broke gives 1, or 75 if the same command may do better later. All are told in one
+    A run that broke gives 1, or 75 if the same command may do better later. All are reported in one
     line on stderr, without a traceback; Ctrl-C gives 130. What ends one of several processes ends
     all of them, see `runtime.group`.
     """
@@ -87,7 +87,7 @@ def _release_output() -> None:
 
 def _laid_out(draft: Draft) -> RunConfig:
     if not draft.auto:
-        return draft.laid_out()  # a mistake in it is told before JAX is imported
+        return draft.laid_out()  # a mistake in it is reported before JAX is imported
     from hybrid_jax.run import lay_out
 
     config = lay_out(draft)
@@ -184,5 +184,5 @@ def _finish_data(options: argparse.Namespace, rest: list[str]) -> None:
         options.inputs += rest
     elif rest:
         raise UserError(
-            f"too much: {rest[0]!r}; see `hybrid-jax data {options.data_command} --help`."
+            f"unexpected argument {rest[0]!r}; see `hybrid-jax data {options.data_command} --help`."
         )

@@ -47,9 +47,9 @@ def train(config: RunConfig, locate_nan: bool = False) -> None:
 
     _hush_orbax()
     run = build(config)
-    # All processes do the same; the first one tells.
-    tells = jax.process_index() == 0
-    console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not tells)
+    # All processes do the same; only the main one prints.
+    is_main = jax.process_index() == 0
+    console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not is_main)
     console.print(_heading(run))
     steps = config.train.steps
     with (
@@ -63,7 +63,7 @@ def train(config: RunConfig, locate_nan: bool = False) -> None:
             console.print(note)
         # What an earlier run logged beyond its last checkpoint happens again.
         resume_from = None if checkpointer is None else int(state.step)
-        terminal = [ProgressBar(steps, console)] if tells else []
+        terminal = [ProgressBar(steps, console)] if is_main else []
         with build_log(run, terminal, resume_from) as log:
             report = console.print if locate_nan else None
             hooks = build_hooks(run, log, checkpointer, watchdog, locks, locate_nan=report)
@@ -73,7 +73,7 @@ def train(config: RunConfig, locate_nan: bool = False) -> None:
     if state.step < steps:
         console.print(f"stopped after {state.step} of {steps} steps")
         if checkpointer is not None:
-            console.print(f"saved in {checkpointer.path}: the same command goes on from there")
+            console.print(f"saved in {checkpointer.path}: the same command resumes from there")
             return
     _print_summary(run, state, log.latest["eval_loss"], console)
 

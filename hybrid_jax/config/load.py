@@ -18,8 +18,8 @@ from hybrid_jax.config.optimizer import OptimizerConfig
 from hybrid_jax.config.run import RunConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.config.train import TrainConfig
-from hybrid_jax.config.yaml_text import LARGEST, parse_yaml
-from hybrid_jax.errors import UserError, nearest
+from hybrid_jax.config.yaml_text import parse_yaml, read_yaml
+from hybrid_jax.errors import UserError
 
 _AUTO = "auto"
 _SECTIONS = {
@@ -86,31 +86,12 @@ def load_draft(path: str | Path, overrides: Iterable[str] = ()) -> Draft:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    what = f"config file {shown(str(path), 200)}"
-    try:
-        with path.open("rb") as file:
-            content = file.read(4 * LARGEST + 1)  # of 4 bytes at most; a device has no end
-    except FileNotFoundError:
-        siblings = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
-        hint = nearest(str(path), [str(file) for file in siblings])
-        raise UserError(f"no {what}: give the path of a YAML file.{hint}") from None
-    except (OSError, ValueError) as error:  # a ValueError for a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {what}: {reason}.") from None
-    if len(content) > 4 * LARGEST:
-        raise UserError(f"{what} must have at most {LARGEST} characters, but is far larger.")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"cannot read {what}: byte {error.start} is no UTF-8; give a YAML file."
-        ) from None
-    values = parse_yaml(text, what)
+    values = read_yaml(path, "config file")
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(
-            f"{what} must be a mapping of sections ({', '.join(_SECTIONS)}, model), not "
-            f"{shown(values, 60)}."
+            f"config file {shown(str(path), 200)} must be a mapping of sections "
+            f"({', '.join(_SECTIONS)}, model), not {shown(values, 60)}."
         )
     return values
 

@@ -114,6 +114,14 @@ class Strategy:
         """Product of the mesh axis sizes."""
         return math.prod(self.axis_sizes.values())
 
+    def skips_bubbles(self, platform: str) -> bool:
+        """Returns whether idle ticks skip their work on devices of that platform.
+
+        >>> Strategy(stage=2).skips_bubbles("cpu"), Strategy(stage=2).skips_bubbles("tpu")
+        (True, False)
+        """
+        return platform == "cpu" if self.skip_bubbles is None else self.skip_bubbles
+
     def describe(self) -> str:
         """Returns the fields that differ from the defaults, on one line.
 
@@ -145,17 +153,27 @@ class Strategy:
           UserError: `text` is no such mapping, or the fields are wrong.
         """
         fields = parse_yaml(text, "a strategy")
-        fields = {} if fields is None else fields
+        return cls().with_fields({} if fields is None else fields)
+
+    def with_fields(self, fields: Any) -> Strategy:
+        """Returns the strategy with the fields of a mapping, as YAML has it, replaced.
+
+        >>> Strategy(data=8).with_fields({"data": 2, "stage": 4}).describe()
+        'stage=4 data=2'
+
+        Raises:
+          UserError: `fields` is no such mapping, or the fields are wrong.
+        """
         if not isinstance(fields, dict):
             raise UserError(f"a strategy must be a mapping of its fields, not {shown(fields)}.")
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = [field.name for field in dataclasses.fields(self)]
         for name in fields:
             if name not in names:
                 raise UserError(
                     f"unknown field {shown(f'strategy.{name}')}: the fields are {', '.join(names)}."
                     f"{did_you_mean(name, names)}"
                 )
-        return cls(**fields)
+        return dataclasses.replace(self, **fields)
 
 
 def rule_pairs(name: str, rules: Any) -> RulePairs:

@@ -29,7 +29,7 @@ class TrainConfig:
       steps: updates.
       seed: of the initial parameters, of dropout and of the sample; `jax.random.key` takes 32 bits.
       max_skipped: updates in a row whose loss or gradients were no numbers, or whose loss was a
-        spike, that end the run; None: it goes on whatever comes.
+        spike, that end the run; None: it continues whatever comes.
       spike_sigmas: an update whose loss lies more than that many standard deviations above its
         running mean is skipped; None: none is.
       stall_seconds: a process that dispatches no step for so long ends with status 75; it must be

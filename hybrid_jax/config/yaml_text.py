@@ -8,19 +8,52 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml.constructor import SafeConstructor
 
 from hybrid_jax.config.checks import one_line, shown
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, nearest
 
 LARGEST = 2**20
 """Characters of a YAML text; with what its aliases repeat, twice as many."""
 
 _DEEPEST = 20
 _TAG = "tag:yaml.org,2002:"
+
+
+def read_yaml(path: Path, kind: str) -> Any:
+    """Returns what the YAML file at `path` says, as `parse_yaml` does.
+
+    Args:
+      path: of the file.
+      kind: of file, to begin messages with.
+
+    Raises:
+      UserError: no such file, one that cannot be read or is no UTF-8, or as `parse_yaml`.
+    """
+    what = f"{kind} {shown(str(path), 200)}"
+    try:
+        with path.open("rb") as file:
+            content = file.read(4 * LARGEST + 1)  # of 4 bytes at most; a device has no end
+    except FileNotFoundError:
+        siblings = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
+        hint = nearest(str(path), [str(file) for file in siblings])
+        raise UserError(f"no {what}: give the path of a YAML file.{hint}") from None
+    except (OSError, ValueError) as error:  # a ValueError for a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {what}: {reason}.") from None
+    if len(content) > 4 * LARGEST:
+        raise UserError(f"{what} must have at most {LARGEST} characters, but is far larger.")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"cannot read {what}: byte {error.start} is no UTF-8; give a YAML file."
+        ) from None
+    return parse_yaml(text, what)
 
 
 def parse_yaml(text: str, what: str) -> Any:

@@ -171,7 +171,7 @@ def _parse(file: Path, values: dict[str, Any]) -> Header:
         raise _damaged(file, f"num_documents={documents} cannot have num_tokens={tokens}")
     if (header.tokenizer == ByteTokenizer.name) != (not header.tokenizer_fingerprint):
         raise _damaged(file, f"tokenizer={header.tokenizer!r} without its fingerprint")
-    if documents and not header.num_bytes:  # losses are told in bits per byte
+    if documents and not header.num_bytes:  # losses are reported in bits per byte
         raise _damaged(file, "num_bytes=0 with documents")
     return header
 

@@ -18,7 +18,7 @@ from hybrid_jax.data.header import VERSION
 from hybrid_jax.data.progress import Progress
 from hybrid_jax.errors import UserError
 
-# More than this is read for so long that it is told.
+# More than this takes so long to read that it is reported.
 LARGE_BYTES = 1 << 30
 
 

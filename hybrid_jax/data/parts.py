@@ -1,4 +1,4 @@
-"""The finished parts of an unfinished corpus, kept so that a killed run can go on."""
+"""The finished parts of an unfinished corpus, kept so that a killed run can resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From text files to token files, in parallel; a killed run goes on where it was."""
+"""From text files to token files, in parallel; a killed run resumes where it was."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def prepare(
       piece_bytes: of input, about, that are tokenized at once; a killed run loses at most this
         much of each worker's work. A single document and a compressed file are never cut.
       overwrite: replace another corpus in `output`.
-      progress: where to tell how far it is.
+      progress: where to report how far it is.
 
     Raises:
       UserError: inputs or documents that cannot be read, each with its place; an input that
@@ -114,7 +114,7 @@ def prepare(
     except OSError as error:
         raise RunError(
             f"writing to {output} failed: {error.strerror or error}. Finished pieces are kept; run "
-            "again to go on."
+            "again to resume."
         ) from None
     if header.num_skipped:
         progress.say(f"{header.num_skipped} empty documents were skipped")
@@ -141,7 +141,7 @@ def _tokenize(
     sizes = [sum(span.num_bytes for span in piece) for piece in pieces]
     missing = [index for index in range(len(pieces)) if not parts.is_finished(index)]
     if len(missing) < len(pieces):
-        progress.say(f"going on: {len(pieces) - len(missing)} of {len(pieces)} pieces are finished")
+        progress.say(f"resuming: {len(pieces) - len(missing)} of {len(pieces)} pieces are finished")
     progress.start(sum(sizes), sum(sizes) - sum(sizes[index] for index in missing))
     name = str(parts.folder / FILE_NAME) if trained else "bytes"
     tasks = [Task(pieces[index], parts.part(index), name, options) for index in missing]

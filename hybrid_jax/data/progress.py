@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Where `prepare` tells how far it is."""
+    """Where `prepare` reports how far it is."""
 
     def start(self, total_bytes: int, done_bytes: int) -> None:
         """Told once: the bytes of all inputs, and those that an earlier run has finished."""

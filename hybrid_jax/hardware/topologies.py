@@ -58,7 +58,7 @@ def torus_of(count: int, chip: Chip, text: str) -> tuple[int, ...]:
     """Returns the most even torus of `count` chips.
 
     Raises:
-      UserError: there is none; the nearest counts are told.
+      UserError: there is none; the message names the nearest counts.
     """
     tori = {math.prod(shape): shape for shape in reversed(_tori(chip))}
     if count in tori:

@@ -1,4 +1,4 @@
-"""Shows the watchdog that the run is alive."""
+"""Notifies the watchdog that the run is alive."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hybrid_jax.trainer import ErrorHook, Hook
 
 
 class Heartbeat:
-    """Beats a watchdog at every step and at the end.
+    """Notifies a watchdog at every step and at the end.
 
     It belongs behind hooks that may take long (evaluating, saving): then they and the next step
     have the whole time of a watchdog that was given one. Another has patience with them, see
     `Patient`.
 
     Args:
-      watchdog: is beaten; whoever made it closes it.
+      watchdog: to notify; the caller closes it.
     """
 
     def __init__(self, watchdog: Watchdog) -> None:

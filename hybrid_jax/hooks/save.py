@@ -24,7 +24,7 @@ class Save:
       evaluation: its held-out loss is kept with a state that it was measured of; it must come
         before this hook.
       log: writes the record of a step before the step is saved, so that a run killed in between
-        has it when it goes on.
+        has it when it resumes.
       config: JSON values to keep with every checkpoint.
       last_step: of the run; saved at its end, when its held-out loss is known.
       after_errors: whether an exception that ends the run saves its last whole state too.

@@ -23,8 +23,8 @@ class Log:
     * `step_seconds`: mean over the steps since the last record, compilation excluded;
     * `tokens_per_second` over all devices;
     * `mfu`, where `peak_flops` is given: model FLOP utilisation (Chowdhery et al. 2022);
-    * `input_wait_share`, where `input_wait` is given: the part of that time that went to waiting
-      for input.
+    * `input_wait_share`, where `input_wait` is given: the fraction of that time spent
+      waiting for input.
 
     Every writer runs on a thread of its own, see `Background`: none can hold up a step or break it.
     As a context manager it closes its writers, also when the run ends in an error.

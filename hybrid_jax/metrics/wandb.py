@@ -13,7 +13,7 @@ from hybrid_jax.errors import UserError
 class WandbWriter:
     """Sends every record to Weights & Biases; needs `pip install wandb`.
 
-    With a folder, a run that goes on in it goes on there too: its id is kept in `wandb-id.txt`.
+    A run resumed in the same folder is resumed there too: its id is kept in `wandb-id.txt`.
 
     Args:
       project: where the run appears.

@@ -170,10 +170,10 @@ def loss_shape(loss: Loss, output: Any, batch: Batch) -> tuple[int, ...]:
     return losses.shape
 
 
-def entries_of(example_batch: Batch, loss_rank: int) -> BatchEntries:
+def entries_of(example_batch: Batch, loss_rank: int, length: int | None = None) -> BatchEntries:
     """Returns what a batch must hold: what the example has, but for the examples' numbers."""
     given = {name: leaf for name, leaf in example_batch.items() if name != "example"}
-    return example_entries(given, loss_rank)
+    return example_entries(given, loss_rank, length)
 
 
 def describe(shapes: Any) -> str:

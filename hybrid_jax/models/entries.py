@@ -131,7 +131,9 @@ def token_entries(vocab_size: int, num_positions: int | None = None) -> BatchEnt
     )
 
 
-def example_entries(example_batch: Mapping[str, Any], loss_rank: int) -> BatchEntries:
+def example_entries(
+    example_batch: Mapping[str, Any], loss_rank: int, length: int | None = None
+) -> BatchEntries:
     """Returns the entries of a user's model from an example of its batch.
 
     Its arrays say names, ranks and dtypes; sizes may differ. `weights` may be left out or added.
@@ -142,17 +144,19 @@ def example_entries(example_batch: Mapping[str, Any], loss_rank: int) -> BatchEn
     Args:
       example_batch: arrays or their shapes [B, ...].
       loss_rank: dims of the losses, which weights share.
+      length: of a model whose tokens are independent in the head: a second dim of this size is
+        that of the tokens, named "length". None: no dim is.
     """
 
-    def entry(rank: int, dtype: Any, **options: Any) -> Entry:
-        return Entry(("batch", *[None] * (rank - 1)), str(np.dtype(dtype)), **options)
+    def entry(leaf: Any) -> Entry:
+        second = "length" if leaf.shape[1:2] == (length,) else None
+        axes = ("batch", second, *[None] * len(leaf.shape))[: len(leaf.shape)]
+        return Entry(axes, str(np.dtype(leaf.dtype)), example=tuple(leaf.shape))
 
-    entries = {
-        name: entry(len(leaf.shape), leaf.dtype, example=tuple(leaf.shape))
-        for name, leaf in example_batch.items()
-        if name != "weights"
-    }
-    weights = entry(loss_rank, np.float32, is_weight=True, is_required=False)
+    entries = {name: entry(leaf) for name, leaf in example_batch.items() if name != "weights"}
+    second = None if length is None else "length"
+    axes = ("batch", second, *[None] * loss_rank)[:loss_rank]
+    weights = Entry(axes, "float32", is_weight=True, is_required=False)
     return BatchEntries({**entries, "weights": weights}, {})
 
 

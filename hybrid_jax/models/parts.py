@@ -56,7 +56,8 @@ def from_parts(
       loss, example_batch: as for `from_flax`.
       num_layers: number of blocks.
       head_dims: ("batch", "length") if head and loss treat tokens independently; a pipeline then
-        shares the head's work more evenly.
+        shares the head's work more evenly. Batch entries with a second dim as long as x are taken
+        to have one value for each token.
       switches, constants: as for `from_flax`, each of interest to one module or more. Constants of
         `block` are the same in all layers.
 
@@ -91,7 +92,8 @@ def from_parts(
             f"head_dims={head_dims!r} needs one loss for each token, {list(x.shape[:2])}, not "
             f"{list(losses)}: use head_dims=('batch',)."
         )
-    entries = entries_of(example_batch, len(losses))
+    length = x.shape[1] if "length" in head_dims else None
+    entries = entries_of(example_batch, len(losses), length)
     return PartsModel(parts, loss, entries, num_layers, inputs, block_inputs, tuple(head_dims))
 
 

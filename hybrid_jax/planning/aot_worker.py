@@ -55,7 +55,7 @@ class Compiled:
 
     Attributes:
       total: the most memory in use at once; 0 where nothing is known of it.
-      argument, temp: parts of it, as `inspect.memory` tells them; 0 where it was too large.
+      argument, temp: parts of it, as `analysis.memory` reports them; 0 where it was too large.
       seconds: that compiling took.
       device_kind: what it was compiled for, in JAX's words.
       hardware_flops: of the matmuls that one device executes in a step.

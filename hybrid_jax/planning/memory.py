@@ -13,7 +13,7 @@ from hybrid_jax.planning.parameters import (
     block_leaves,
     gathered,
     num_up,
-    outer_leaves,
+    shared_leaves,
     stored,
 )
 from hybrid_jax.planning.schedule_facts import schedule_facts
@@ -61,7 +61,6 @@ def memory(
     seq_len: int,
     optimizer: str = "adamw",
     platform: str = "tpu",
-    slots: int | None = None,
 ) -> Memory:
     """Returns the memory of one train step, by part.
 
@@ -71,14 +70,11 @@ def memory(
       optimizer: a key of `OPTIMIZER_BYTES`.
       platform: "tpu", where arrays are padded to tiles, "gpu", or "cpu", where no kernel computes
         attention without its scores.
-      slots: of the ring of residuals, where they are not those of the strategy's schedule.
     """
     local = global_batch // (strategy.replica * strategy.data)
     step = _Step(padded(config, strategy), strategy, local, seq_len, platform)
-    if slots is not None:
-        step.slots = slots
-    masters = stored((*step.blocks, *step.outer), strategy, step.lanes)
-    compute = gathered(step.outer, strategy, step.lanes) + step.block_entries
+    masters = stored((*step.blocks, *step.shared), strategy, step.lanes)
+    compute = gathered(step.shared, strategy, step.lanes) + step.block_entries
     layer, chunk = step.residuals(strategy.remat)
     gradients, slot = max(step.head_phase(), step.backward_phase(), step.embedding_phase(), key=sum)
     return Memory(
@@ -100,7 +96,7 @@ class _Step:
         self, config: DecoderConfig, strategy: Strategy, local: int, seq_len: int, platform: str
     ):
         self.config, self.strategy = config, strategy
-        self.blocks, self.outer = block_leaves(config), outer_leaves(config)
+        self.blocks, self.shared = block_leaves(config), shared_leaves(config)
         self.lanes = 128 if platform == "tpu" else 1
         self.fused = platform != "cpu"
         self.entry = COMPUTE_BYTES[strategy.precision]
@@ -126,7 +122,7 @@ class _Step:
     @property
     def head_gradient(self) -> int:
         """Of the output kernel (tied: the table), in the compute dtype."""
-        kernel = self.outer[0 if self.config.tied else -1]
+        kernel = self.shared[0 if self.config.tied else -1]
         return self.entry * gathered((kernel,), self.strategy, self.lanes)
 
     def boundary(self) -> int:
@@ -173,5 +169,5 @@ class _Step:
         The gradient of a lookup is a dense table in the compute dtype: zeros, and what the
         scatter makes of them.
         """
-        table = gathered(self.outer[:1], self.strategy, self.lanes)
+        table = gathered(self.shared[:1], self.strategy, self.lanes)
         return 0, 2 * self.entry * table if self.accumulates else 0

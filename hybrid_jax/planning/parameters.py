@@ -57,7 +57,7 @@ def block_leaves(config: DecoderConfig) -> tuple[Leaf, ...]:
 
 
 @lru_cache
-def outer_leaves(config: DecoderConfig) -> tuple[Leaf, ...]:
+def shared_leaves(config: DecoderConfig) -> tuple[Leaf, ...]:
     """Returns the parameters of embedding and head, which every stage holds."""
     leaves = [Leaf((config.vocab_size, config.embed_dim), ("vocab", "embed"))]
     if config.positions == "learned":
@@ -73,7 +73,7 @@ def num_up(config: DecoderConfig) -> int:
     return 2 if config.activation == "silu" else 1
 
 
-def shard(leaf: Leaf, strategy: Strategy) -> Shard:
+def shard_of(leaf: Leaf, strategy: Strategy) -> Shard:
     """Returns what a device holds of `leaf`, as `hybrid_jax.sharding.placement` places it."""
     return _shard(leaf, *_placement(strategy))
 
@@ -158,8 +158,8 @@ def _totals(
     """Entries (stored, gathered)."""
     shards = [_shard(leaf, stage, data, model, splits, on_data) for leaf in leaves]
     return (
-        sum(entries(lies.stored, lanes) for lies in shards),
-        sum(entries(lies.gathered, lanes) for lies in shards),
+        sum(entries(shard.stored, lanes) for shard in shards),
+        sum(entries(shard.gathered, lanes) for shard in shards),
     )
 
 

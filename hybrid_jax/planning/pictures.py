@@ -130,9 +130,10 @@ def plot_memory(report: PlanReport, ax: Axes | None = None) -> Axes:
 
 def _draw_limits(ax: Axes, report: PlanReport, largest: float, unit: str, size: int) -> float:
     """Draws what a step may use, dashed the device's memory where that is more; returns the end."""
-    room, chip = report.problem.room / size, report.problem.cluster.chip.hbm_bytes / size
-    limits = [("limit", room, "-")] if room < chip else []
-    limits.append(("device", chip, "--" if room < chip else "-"))
+    problem = report.problem
+    limit, chip = problem.memory_limit_bytes / size, problem.cluster.chip.hbm_bytes / size
+    limits = [("limit", limit, "-")] if limit < chip else []
+    limits.append(("device", chip, "--" if limit < chip else "-"))
     right = largest
     for name, value, style in limits:
         text = f"{name} {value:,.4g} {unit}"

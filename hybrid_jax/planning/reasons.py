@@ -24,8 +24,8 @@ def reason(problem: Problem, plan: Plan, best: Plan) -> str:
     if plan.time is None:
         part, size = _largest(plan.memory)
         return (
-            f"needs {_gib(plan.memory.total)} of {_gib(problem.room)} GiB, {_gib(size)} of them "
-            f"{part.replace('_', ' ')}"
+            f"needs {_gib(plan.memory.total)} of {_gib(problem.memory_limit_bytes)} GiB, "
+            f"{_gib(size)} of them {part.replace('_', ' ')}"
         )
     if plan is best or best.time is None:
         return ""

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.table import Table
 
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.planning import tables
-from hybrid_jax.planning.bounds import bounds
 from hybrid_jax.planning.reasons import padded_layers, padding_note
 from hybrid_jax.planning.search import Plan, Problem
 from hybrid_jax.planning.verified import Verified
@@ -65,7 +63,7 @@ class PlanReport(Tables):
         """Returns the report with the best plans compiled, and ranked by what came of it.
 
         Compiles with the real compiler for devices that need not be here, each plan in a process
-        of its own. One that does not fit, or that the compiler fails on, loses its rank; where none
+        of its own. One that does not fit, or that the compiler fails on, is demoted; where none
         of the first is confirmed, the next ones are tried, up to a limit.
 
         Args:
@@ -110,7 +108,6 @@ class PlanReport(Tables):
             parts.append(tables.time_parts([plan for plan in shown if plan.time]))
             if padded_layers(self.problem, self.best):
                 parts.append(tables.note(f"the best has {padding_note(self.problem, self.best)}"))
-            parts += self._beside_peers(shown)
         else:
             parts.append(tables.note(self.miss))
         return Group(*parts)
@@ -150,17 +147,6 @@ class PlanReport(Tables):
 
         save(self, str(path))
 
-    def _beside_peers(self, shown: tuple[Plan, ...]) -> list[Table]:
-        """The best pipeline shown, with what others could do with as many stages, if any can.
-
-        Not on CPUs, whose idle ticks are skipped.
-        """
-        best = next((plan for plan in shown if plan.time and plan.strategy.stage > 1), None)
-        if best is None or self.problem.cluster.chip.platform == "cpu":
-            return []
-        kinds = bounds(self.problem, best.strategy.stage)
-        return [tables.beside_peers(best, kinds)] if kinds else []
-
     def to_json(self) -> str:
         """Returns every plan as JSON text; bytes and seconds per device and step."""
         problem = self.problem
@@ -169,7 +155,7 @@ class PlanReport(Tables):
                 "devices": problem.cluster.describe(),
                 "global_batch": problem.global_batch,
                 "seq_len": problem.seq_len,
-                "memory_bytes": problem.room,
+                "memory_bytes": problem.memory_limit_bytes,
                 "plans": [_plan_fields(plan) for plan in self.plans],
                 "remedy": self.remedy,
                 "verified": [found.to_fields() for found in self.verified],

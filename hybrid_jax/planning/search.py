@@ -69,7 +69,7 @@ class Problem:
     memory_bytes: float | None = None
 
     @property
-    def room(self) -> float:
+    def memory_limit_bytes(self) -> float:
         """Bytes that a step may use of one device."""
         chip = self.cluster.chip.hbm_bytes
         return chip if self.memory_bytes is None else min(self.memory_bytes, chip)
@@ -217,11 +217,11 @@ def _best_of(
     """The fastest that fits, or the smallest; of one variant's remats the first that fits."""
     best: Plan | None = None
     smallest: Plan | None = None
-    room = problem.room
+    limit = problem.memory_limit_bytes
     for remats in variants:
         for strategy in remats:
             needs = problem.memory(strategy)
-            if needs.total > room:
+            if needs.total > limit:
                 if smallest is None or needs.total < _size(smallest):
                     smallest = Plan(strategy, needs, None, links)
                 continue

@@ -11,7 +11,7 @@ from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.hardware.cluster import Cluster
 from hybrid_jax.hardware.links import Link
 from hybrid_jax.planning.activations import COMPUTE_BYTES, residual_bytes, widths
-from hybrid_jax.planning.parameters import block_leaves, gathered, num_up, outer_leaves, stored
+from hybrid_jax.planning.parameters import block_leaves, gathered, num_up, shared_leaves, stored
 from hybrid_jax.planning.schedule_facts import schedule_facts
 from hybrid_jax.planning.traffic import Transfer, transfers
 
@@ -128,7 +128,7 @@ class _Work:
         self.seq_len = seq_len
         self.entry = COMPUTE_BYTES[strategy.precision]
         self.peak = self.chip.flops_f32 if strategy.precision == "f32" else self.chip.flops_bf16
-        self.blocks, self.outer = block_leaves(config), outer_leaves(config)
+        self.blocks, self.shared = block_leaves(config), shared_leaves(config)
         microbatch = global_batch // shards // strategy.microbatches
         self.width = widths(config, strategy, microbatch, seq_len)
         self.fused = self.chip.platform != "cpu"
@@ -193,20 +193,19 @@ class _Work:
         blocks = gathered(self.blocks, self.strategy) * self.strategy.microbatches
         if self.strategy.zero == 3:
             blocks = stored(self.blocks, self.strategy) * self.strategy.microbatches
-        outer = gathered(self.outer, self.strategy)
-        num_bytes = (8 + 2 * self.entry) * (blocks + outer * b_ticks)
+        shared = gathered(self.shared, self.strategy)
+        num_bytes = (8 + 2 * self.entry) * (blocks + shared * b_ticks)
         return self.seconds(0, num_bytes)
 
     def update(self) -> float:
         """Adam reads gradient, parameter and two moments and writes three of them, f32."""
-        entries = stored((*self.blocks, *self.outer), self.strategy)
+        entries = stored((*self.blocks, *self.shared), self.strategy)
         return self.seconds(0, 4 * 7 * entries)
 
     def hardware_flops(self) -> float:
         """Of one device in one step."""
         layers = self.config.num_layers / self.strategy.stage
-        skips = self.strategy.skip_bubbles
-        if not (self.chip.platform == "cpu" if skips is None else skips):
+        if not self.strategy.skips_bubbles(self.chip.platform):
             layers *= 1 + schedule_facts(self.strategy).idle_share
         share = self.tokens / self.strategy.stage / self.strategy.model
         head = 6 * share * self.config.vocab_size * self.config.embed_dim

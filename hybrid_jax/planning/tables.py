@@ -11,7 +11,6 @@ from rich.text import Text
 from hybrid_jax.config.model import num_params
 from hybrid_jax.config.strategy import MESH_AXES
 from hybrid_jax.hardware.chips import GIB
-from hybrid_jax.planning.bounds import Bounds
 from hybrid_jax.planning.memory import Memory
 from hybrid_jax.planning.search import Plan, Problem
 from hybrid_jax.planning.verified import Verified
@@ -25,7 +24,7 @@ def heading(problem: Problem) -> Text:
     facts = (
         f"{count / 1e9:.3g} B parameters" if count > 1e9 else f"{count / 1e6:.3g} M parameters",
         f"{cluster.num_devices} x {chip.name} ({cluster.describe()}), "
-        f"{problem.room / GIB:.4g} GiB each",
+        f"{problem.memory_limit_bytes / GIB:.4g} GiB each",
         f"batch {problem.global_batch} x {problem.seq_len}",
         f"{problem.precision}, {problem.optimizer}",
     )
@@ -63,10 +62,10 @@ def memory_parts(problem: Problem, plans: Sequence[Plan]) -> Table:
     columns = (f">{name.replace('_', ' ')}" for name in names)
     unit, size = byte_unit(max(plan.memory.total for plan in plans))
     table = make_table(f"Memory per device, {unit}", ">", *columns, ">total")
-    room = problem.room
+    limit = problem.memory_limit_bytes
     for rank, plan in enumerate(plans, 1):
         parts = (f"{getattr(plan.memory, name) / size:.2f}" for name in names)
-        total = f"{plan.memory.total / size:.1f} of {room / size:,.1f}"
+        total = f"{plan.memory.total / size:.1f} of {limit / size:,.1f}"
         table.add_row(str(rank) if plan.time else "-", *parts, total)
     return table
 
@@ -154,31 +153,6 @@ def _pair(predicted: float | None, compiled: float | None, size: int, at_most: b
         "-" if value is None else f"{value / size:.3g}" for value in (predicted, compiled)
     )
     return f"{first} | {'≤ ' if at_most else ''}{second}"
-
-
-def beside_peers(plan: Plan, kinds: Sequence[Bounds]) -> Table:
-    """A pipeline, and what GPipe and circular ones of as many stages need at least."""
-    table = make_table(
-        f"Beside GPipe and circular pipelines of {plan.strategy.stage} stages that fit",
-        *("", "strategy", ">step", ">sent, GiB", ">hardware PFLOP"),
-        caption="per device and step; idle ticks compute on masked input in all of them",
-    )
-    assert plan.time is not None
-    rows = [("this plan", plan.strategy, plan.time)]
-    for found in kinds:
-        peers = {"sends least": found.sent, "computes least": found.flops, "fastest": found.fastest}
-        rows += [
-            (f"{found.kind}, {does}", peer.strategy, peer.time) for does, peer in peers.items()
-        ]
-    for name, strategy, time in rows:
-        table.add_row(
-            name,
-            strategy.describe(),
-            format_duration(time.total),
-            f"{sum(time.sent_bytes.values()) / GIB:.1f}",
-            f"{time.hardware_flops / 1e15:.3f}",
-        )
-    return table
 
 
 def note(text: str) -> Text:

@@ -10,7 +10,7 @@ from hybrid_jax.config.depth import padded
 from hybrid_jax.config.model import DecoderConfig
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.planning.activations import COMPUTE_BYTES, splits_sequence, widths
-from hybrid_jax.planning.parameters import Leaf, block_leaves, outer_leaves, shard
+from hybrid_jax.planning.parameters import Leaf, block_leaves, shard_of, shared_leaves
 from hybrid_jax.planning.schedule_facts import schedule_facts
 
 
@@ -91,9 +91,9 @@ def _stages(config, strategy: Strategy, global_batch: int, seq_len: int) -> list
 
 def _parameters(config, strategy: Strategy) -> list[Transfer]:
     """ZeRO: one gather and one reduction a step; level 3 gathers and reduces layer by layer."""
-    blocks, outer = block_leaves(config), outer_leaves(config)
+    blocks, shared = block_leaves(config), shared_leaves(config)
     if strategy.zero != 3:
-        return _once(blocks, strategy) + _once(outer, strategy)
+        return _once(blocks, strategy) + _once(shared, strategy)
     # Forward and backward slots gather each; under "stage" the recomputation does too.
     facts = schedule_facts(strategy)
     gathers = facts.f_ticks + facts.b_ticks * (2 if strategy.remat == "stage" else 1)
@@ -104,7 +104,7 @@ def _parameters(config, strategy: Strategy) -> list[Transfer]:
         if t.kind == "gather"
         else t
         for t in _once(blocks, strategy)
-    ] + _once(outer, strategy)
+    ] + _once(shared, strategy)
 
 
 def _chunk_layers(config: DecoderConfig, strategy: Strategy) -> int:
@@ -139,15 +139,15 @@ def _crossing(
     split = {"stage": 0, "data": 0}
     copied = {"replica": 0, "stage": 0, "data": 0}
     for leaf in leaves:
-        lies = shard(leaf, strategy)
-        whole = math.prod(lies.gathered)
+        shard = shard_of(leaf, strategy)
+        whole = math.prod(shard.gathered)
         # Gathered over `data` first, then over `stage`; reduced the other way round.
-        for axis in lies.zero_axes:
+        for axis in shard.zero_axes:
             split[axis] += whole
             whole //= getattr(strategy, axis)
         for axis in copied:
-            if axis not in lies.zero_axes and (axis != "stage" or every_stage):
-                copied[axis] += math.prod(lies.stored)
+            if axis not in shard.zero_axes and (axis != "stage" or every_stage):
+                copied[axis] += math.prod(shard.stored)
     return split, copied
 
 

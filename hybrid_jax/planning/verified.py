@@ -16,7 +16,7 @@ class Verified:
 
     Attributes:
       strategy: the layout.
-      room: memory that a step may use.
+      memory_limit_bytes: that a step may use of one device.
       predicted: memory, from the planner.
       predicted_sent: by mesh axis.
       predicted_flops: of the matmuls that one device executes.
@@ -24,7 +24,7 @@ class Verified:
     """
 
     strategy: Strategy
-    room: float
+    memory_limit_bytes: float
     predicted: int
     predicted_sent: dict[str, float]
     predicted_flops: float
@@ -33,7 +33,7 @@ class Verified:
     @property
     def fits(self) -> bool:
         """Whether it was compiled, and its memory is there."""
-        return not self.compiled.failure and self.compiled.total <= self.room
+        return not self.compiled.failure and self.compiled.total <= self.memory_limit_bytes
 
     @property
     def error(self) -> float | None:
@@ -58,13 +58,14 @@ class Verified:
 
     @property
     def verdict(self) -> str:
-        """Either "fits" or why it lost its rank."""
+        """Either "fits" or why it is demoted."""
         if self.fits:
             return "fits"
         if self.compiled.total:
-            needs = max(self.compiled.total, self.room)  # a refusal may tell of a part alone
+            limit = self.memory_limit_bytes
+            needs = max(self.compiled.total, limit)  # a refusal may name a part alone
             unit, size = byte_unit(needs)
-            return f"does not fit: needs {needs / size:.1f} of {self.room / size:.1f} {unit}"
+            return f"does not fit: needs {needs / size:.1f} of {limit / size:.1f} {unit}"
         return self.compiled.failure
 
     def to_fields(self) -> dict[str, Any]:

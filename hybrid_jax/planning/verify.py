@@ -151,7 +151,7 @@ def _beside(problem: Problem, plan: Plan, compiled: Compiled) -> Verified:
     assert plan.time is not None
     return Verified(
         strategy=plan.strategy,
-        room=problem.room,
+        memory_limit_bytes=problem.memory_limit_bytes,
         predicted=plan.memory.total,
         predicted_sent=dict(plan.time.sent_bytes),
         predicted_flops=plan.time.hardware_flops,

@@ -42,7 +42,7 @@ def start(run: Run, checkpointer: Checkpointer | None) -> tuple[TrainState, list
 
     Raises:
       UserError: the run's checkpoint was made with another model or other data, with which it
-        would not go on but become another run.
+        would not resume but become another run.
     """
     config = run.config
     if checkpointer is not None and checkpointer.steps:
@@ -55,7 +55,7 @@ def start(run: Run, checkpointer: Checkpointer | None) -> tuple[TrainState, list
                 f"{config.checkpoint_folder}: raise it, or start another run in another "
                 "train.output_dir."
             )
-        return state, [f"going on from step {step} in {config.checkpoint_folder}", *notes]
+        return state, [f"resuming from step {step} in {config.checkpoint_folder}", *notes]
     if config.checkpoint.init_from is not None:
         folder = local_path("checkpoint.init_from", config.checkpoint.init_from)
         if not folder.is_dir():
@@ -69,7 +69,7 @@ def start(run: Run, checkpointer: Checkpointer | None) -> tuple[TrainState, list
     return run.train.init(jax.random.key(config.train.seed)), []
 
 
-def recipe(config: RunConfig) -> dict[str, Any]:
+def resume_signature(config: RunConfig) -> dict[str, Any]:
     """What the numbers of a run depend on, besides its model and its data."""
     train = {"seed": config.train.seed, "steps": config.train.steps}
     return {"optimizer": asdict(config.optimizer), "train": train}
@@ -80,7 +80,7 @@ def _compare(run: Run, saved: Mapping[str, Any]) -> list[str]:
     if not saved:
         return []  # nothing can be read, as restoring will say
     remedy = (
-        "go on with what it was started with, or start another run in another train.output_dir, "
+        "resume with what it was started with, or start another run in another train.output_dir, "
         f"with checkpoint.init_from={run.config.checkpoint_folder} for these parameters"
     )
     if changed := _differences("model", saved.get("model"), asdict(run.config.model)):
@@ -92,7 +92,7 @@ def _compare(run: Run, saved: Mapping[str, Any]) -> list[str]:
         raise UserError(
             f"the checkpoint saw other data: {only_there} there, {only_here} here; {remedy}."
         )
-    found = recipe(run.config)
+    found = resume_signature(run.config)
     return [
         note
         for section, fields in found.items()

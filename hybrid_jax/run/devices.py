@@ -72,8 +72,8 @@ def _make_cpu_devices(cpu_devices: int, num_processes: int) -> None:
 def lay_out(draft: Draft) -> RunConfig:
     """Returns the run with the strategy of its file; `auto` is the planner's best for the devices.
 
-    The same devices give the same strategy, so that a run that is started again goes on as it was;
-    on others it goes on from the same checkpoints.
+    The same devices give the same strategy, so that a run that is started again resumes as it was;
+    on others it resumes from the same checkpoints.
 
     Raises:
       UserError: sections that do not fit each other, or nothing that fits the devices.

@@ -24,7 +24,7 @@ from hybrid_jax.hooks import (
 )
 from hybrid_jax.hooks.failure import Failing
 from hybrid_jax.metrics.log import Log
-from hybrid_jax.run.checkpoints import recipe
+from hybrid_jax.run.checkpoints import resume_signature
 from hybrid_jax.run.wiring import Run
 from hybrid_jax.runtime.watchdog import Watchdog
 from hybrid_jax.trainer import EveryN, Hook
@@ -70,7 +70,7 @@ def build_hooks(
     evaluation = Evaluate(run.train, held_out, log, last_step=last)
     hooks.append(EveryN(config.train.eval_every or steps, patient(evaluation)))
     if checkpointer is not None:
-        keep = {"data": run.data_fingerprint, "run": recipe(config)}
+        keep = {"data": run.data_fingerprint, "run": resume_signature(config)}
         save = Save(
             checkpointer,
             run.train,

@@ -28,7 +28,7 @@ def build_log(run: Run, writers: Sequence[Writer] = (), resume_from: int | None 
 
     Args:
       writers: more places, such as the terminal.
-      resume_from: the step from which the run goes on: what an earlier one wrote beyond it to
+      resume_from: the step from which the run resumes: what an earlier one wrote beyond it to
         `output_dir` is dropped; None: it stays.
 
     Raises:

@@ -35,7 +35,7 @@ class Run:
       unigram_loss: loss of token frequencies alone on `validation`, in nats per token: what a
         trained model has to beat.
       bytes_per_token: of the held-out text, for losses in bits per byte.
-      data_fingerprint: all that `batches` depend on; a run goes on exactly only with the same.
+      data_fingerprint: all that `batches` depend on; a run resumes exactly only with the same.
     """
 
     config: RunConfig

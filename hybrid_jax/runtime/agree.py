@@ -52,12 +52,12 @@ def device_layout() -> Mapping[str, Any]:
 
 
 class Agreement:
-    """Tells all processes, at the same call, that one of them has said yes.
+    """Logical OR across processes, with the same result on all of them at the same call.
 
     It is called once in every step, by every process. The votes of a call are added up on the
     devices, behind the step that was dispatched before; the next call returns whether there was a
     yes among them. So no process waits for another more than the step does anyway. With one
-    process there is nobody to ask, and a yes is returned at once.
+    process the vote is returned at once.
 
     >>> agreed = Agreement()
     >>> agreed(False), agreed(True)
@@ -70,7 +70,9 @@ class Agreement:
             return
         firsts = [jax.local_devices(process)[0] for process in range(self._num_processes)]
         mesh = Mesh(np.array(firsts), ("process",))
-        whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("process",)))
+        replicated, split = (
+            NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("process",))
+        )
         # Made once: a vote is then a dispatch, without an upload.
         self._votes = [
             jax.make_array_from_callback(
@@ -78,7 +80,7 @@ class Agreement:
             )
             for vote in (0, 1)
         ]
-        self._count = jax.jit(lambda votes: votes.sum(), out_shardings=whole)
+        self._count = jax.jit(lambda votes: votes.sum(), out_shardings=replicated)
         self._pending = self._votes_of(False)
 
     def __call__(self, vote: bool) -> bool:

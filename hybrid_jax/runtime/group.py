@@ -31,7 +31,7 @@ MAY_BE_ELSEWHERE = 5.0
 """Seconds that a process with an error waits for the news that another one died and caused it."""
 
 FOUND_ELSEWHERE = 10.0
-"""Seconds that it waits for another one, with that error, to tell it first."""
+"""Seconds that it waits for another process with the same error to report it first."""
 
 _REMEDY = "start all processes again, the run resumes from its last checkpoint"
 

@@ -23,7 +23,7 @@ from hybrid_jax.runtime.notices import Notices
 GREETING = "hybrid_jax 1"
 _STRANGER_SECONDS = 10.0
 _MAX_STRANGERS = 64
-_LATE_SECONDS = 10.0  # for those who come when the roll call has failed, to be told why
+_LATE_SECONDS = 10.0  # for those who come when the roll call has failed, to be sent the reason
 
 Meeting = tuple[dict[int, Peer], dict[int, Channel]]
 """All processes by index, and the connections of this one: process 0 has one to each of the
@@ -81,7 +81,7 @@ def gather(listener: socket.socket, count: int, join_seconds: float) -> Meeting:
       join_seconds: how long to wait.
 
     Raises:
-      UserError: two processes have the same index, or were told another count.
+      UserError: two processes have the same index, or were started with different counts.
       TemporaryError: a process did not come in time, or died while others were awaited.
     """
     own = Peer.own(0)
@@ -171,7 +171,7 @@ class _Hall:
             self._refuse(channel)
             return
         taken = self.own if peer.index == 0 else self.members.get(peer.index, (None,))[0]
-        # A second of the same index is kept too, under none, to be told.
+        # A second of the same index is kept too, under none, to be named.
         self.members[peer.index if taken is None else -1] = (peer, channel)
         if message["count"] != self.count:
             self.dismiss(

@@ -173,7 +173,7 @@ class Watchdog(contextlib.AbstractContextManager):
                 seen, idle_seconds = self._own, 0.0
                 self._write(seen)
             elif seen.step is not None:
-                # If the whole process was stopped and goes on, that time is not its own.
+                # If the whole process was stopped and continued, that time is not its own.
                 idle_seconds += min(now - before, 2 * pause)
             before = now
             if idle_seconds > (limit := self.limit):

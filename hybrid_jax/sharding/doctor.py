@@ -1,4 +1,4 @@
-"""What is wrong, or wasteful, about a sharding: told before anything is compiled."""
+"""What is wrong, or wasteful, about a sharding: reported before anything is compiled."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def examine(
         return placement
 
     placements = jax.tree_util.tree_map_with_path(place, shapes, axes)
-    sick = any(finding.kind == "error" for finding in findings)
-    return (None if sick else placements), tuple(findings)
+    has_errors = any(finding.kind == "error" for finding in findings)
+    return (None if has_errors else placements), tuple(findings)
 
 
 def place_params(
@@ -109,9 +109,9 @@ def _examine_size(
     size = math.prod(shape.shape) * 4
     split = {axis for entry in placement.spec for axis in entry_axes(entry)}
     candidates = ("model", "data") if zero else ("model",)
-    whole = [axis for axis in candidates if mesh.shape[axis] > 1 and axis not in split]
-    if size >= LARGE_BYTES and whole:
-        sizes = " and ".join(f"{axis}={mesh.shape[axis]}" for axis in whole)
+    replicated = [axis for axis in candidates if mesh.shape[axis] > 1 and axis not in split]
+    if size >= LARGE_BYTES and replicated:
+        sizes = " and ".join(f"{axis}={mesh.shape[axis]}" for axis in replicated)
         yield Finding(
             "warning",
             path,

@@ -22,7 +22,7 @@ from hybrid_jax.sharding.rules import BATCH_AXES, AxisRules
 from hybrid_jax.train import zero
 from hybrid_jax.train.objective import Objective
 from hybrid_jax.train.padding import zero_padding
-from hybrid_jax.train.program import make_program
+from hybrid_jax.train.stage_program import make_program
 
 PyTree = Any
 
@@ -55,10 +55,9 @@ def make_loss_and_gradients(
       placements: tree of `Placement` for params {"embed", "blocks", "head"}, blocks in stage order,
         padded where stages x chunks do not divide the depth.
     """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    skip_bubbles = on_cpu if strategy.skip_bubbles is None else strategy.skip_bubbles
+    platform = mesh.devices.flat[0].platform
     # Only ZeRO-3 has collectives of one kind inside the loops over layers and beside them.
-    ordered = on_cpu and strategy.zero == 3
+    ordered = platform == "cpu" and strategy.zero == 3
     trains = schedule.name != "forward_only"
     scaled = strategy.precision == "fp16"
     parts = schedule.stages * schedule.chunks
@@ -85,7 +84,7 @@ def make_loss_and_gradients(
                 schedule,
                 program,
                 inputs,
-                skip_bubbles=skip_bubbles,
+                skip_bubbles=strategy.skips_bubbles(platform),
                 ordered=ordered,
                 bubble_value=bubble_value,
             )

@@ -5,21 +5,21 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+from dataclasses import dataclass
 
 import jax
 import matplotlib
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny import decoder
 
 from hybrid_jax.analysis.parameter_map import plot_parameter
 from hybrid_jax.analysis.parameters import ParameterRow
 from hybrid_jax.analysis.report import inspect
-from hybrid_jax.analysis.shards import shards
 from hybrid_jax.cli import main
-from hybrid_jax.config.strategy import Strategy
+from hybrid_jax.config.strategy import MESH_AXES, Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.train.step import make_train_step
@@ -56,9 +56,10 @@ def report(train):
     return inspect(train, (8, 8))
 
 
-def row_of(spec: PartitionSpec, shape=(8, 16, 8)) -> ParameterRow:
+def row_of(spec: PartitionSpec, shape=(8, 16, 8), mesh=None) -> ParameterRow:
+    sharding = NamedSharding(mesh or make_mesh(CUBE), spec)
     size = int(np.prod(shape))
-    return ParameterRow("some/kernel", shape, ("layers", "embed", "mlp"), spec, 4 * size, 0)
+    return ParameterRow("some/kernel", shape, ("layers", "embed", "mlp"), sharding, 4 * size, 0)
 
 
 def held_by_jax(spec: PartitionSpec, shape=(8, 16, 8)) -> dict:
@@ -71,14 +72,21 @@ def held_by_jax(spec: PartitionSpec, shape=(8, 16, 8)) -> dict:
     }
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_parts_are_those_of_jax(spec):
-    found = shards(3, spec, CUBE.axis_sizes)
-    expected = held_by_jax(spec)
-    for device, held in zip(make_mesh(CUBE).devices.flat, found.held, strict=True):
-        assert tuple(held) == expected[device]
-    assert found.num_parts * found.copies == 8
-    assert found.num_parts == len(set(expected.values()))
+@pytest.mark.parametrize(
+    ("spec", "parts", "held"),
+    [
+        (PartitionSpec(), (1, 1, 1), [0] * 8),
+        (PartitionSpec("data"), (2, 1, 1), [0, 0, 1, 1, 0, 0, 1, 1]),
+        (PartitionSpec(None, ("stage", "data")), (1, 4, 1), [0, 0, 1, 1, 2, 2, 3, 3]),
+        (PartitionSpec(("data", "stage")), (4, 1, 1), [0, 0, 2, 2, 1, 1, 3, 3]),
+        (PartitionSpec("model", None, "stage"), (2, 1, 2), [0, 2, 0, 2, 1, 3, 1, 3]),
+    ],
+    ids=str,
+)
+def test_parts_are_numbered_in_row_major_order(spec, parts, held):
+    row = row_of(spec)
+    assert (row.parts, row.held.tolist()) == (parts, held)
+    assert row.num_parts * row.copies == 8
 
 
 def named_devices(text: str) -> set[tuple[int, ...]]:
@@ -95,7 +103,7 @@ def test_labels_of_the_parts_name_every_device_once(spec):
     ax = plot_parameter(CUBE, row_of(spec))
     drawn = [patch for patch in ax.patches if patch.get_label() == "part"]
     labels = [text.get_text() for text in ax.texts if "stage" in text.get_text()]
-    assert len(drawn) == len(labels) == shards(3, spec, CUBE.axis_sizes).num_parts
+    assert len(drawn) == len(labels) == row_of(spec).num_parts
     named = [device for label in labels for device in named_devices(label)]
     assert len(named) == 8
     assert set(named) == set(itertools.product(range(2), repeat=3))
@@ -164,20 +172,35 @@ def test_one_parameter_by_its_path(report):
 
 def test_layers_of_an_interleaved_pipeline_are_not_in_depth_order():
     strategy = Strategy(stage=2, schedule="interleaved", chunks=2, microbatches=2)
-    title = plot_parameter(strategy, row_of(PartitionSpec("stage"))).get_title(loc="left")
+    row = row_of(PartitionSpec("stage"), mesh=make_mesh(strategy, jax.devices()[:2]))
+    title = plot_parameter(strategy, row).get_title(loc="left")
     assert title.endswith("in the order of the stages, not of depth")
 
 
 def test_one_device_and_a_scalar():
     alone = Strategy()
-    ax = plot_parameter(alone, ParameterRow("scale", (), (), PartitionSpec(), 4, 4))
+    sharding = NamedSharding(make_mesh(alone, jax.devices()[:1]), PartitionSpec())
+    ax = plot_parameter(alone, ParameterRow("scale", (), (), sharding, 4, 4))
     assert "whole" in ax.get_title(loc="left")
     assert [text.get_text() for text in ax.texts] == ["the device"]
 
 
+@dataclass(frozen=True)
+class AbsentDevice:
+    """As much of a device as a mesh asks for."""
+
+    id: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    process_index: int = 0
+
+
 def test_many_devices_have_no_text_that_would_not_fit():
     many = Strategy(data=64, model=8, stage=4)
-    ax = plot_parameter(many, row_of(PartitionSpec("stage", "data", "model"), (4, 4096, 4096)))
+    devices = np.array([AbsentDevice(number) for number in range(many.num_devices)], object)
+    mesh = Mesh(devices.reshape(tuple(many.axis_sizes.values())), MESH_AXES)
+    spec = PartitionSpec("stage", "data", "model")
+    ax = plot_parameter(many, row_of(spec, (4, 4096, 4096), mesh))
     assert sum(patch.get_label() == "part" for patch in ax.patches) == 2048
     assert not [text for text in ax.texts if "stage" in text.get_text()]
 

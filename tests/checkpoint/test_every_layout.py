@@ -1,4 +1,4 @@
-"""A state saved under any of six layouts goes on under any of them."""
+"""A state saved under any of six layouts resumes under any of them."""
 
 import jax
 import numpy as np

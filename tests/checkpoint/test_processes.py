@@ -1,4 +1,4 @@
-"""A state saved by two processes is restored by one, and the other way round; all go on, or none.
+"""A state saved by two processes is restored by one, and vice versa; all continue, or none.
 
 Run as a program it is one of the two processes: `python test_processes.py FOLDER`.
 """
@@ -165,7 +165,7 @@ def test_saved_by_two_restored_by_one(ran, strategy):
 def test_damage_that_one_process_sees_is_damage_for_all(ran):
     first, second = (load(ran / f"seen.{process}.json") for process in range(2))
     assert (first[0], second[0]) == (1, 1)
-    assert "process 1 has found it" in first[1]
+    assert "process 1 reported the failure; see its log" in first[1]
     assert "has changed" in second[1]
     assert (ran / "seen by one" / "2.damaged").is_dir()
 
@@ -173,7 +173,7 @@ def test_damage_that_one_process_sees_is_damage_for_all(ran):
 def test_what_one_process_cannot_read_is_damage_for_all(ran):
     first, second = (load(ran / f"read.{process}.json") for process in range(2))
     assert (first[0], second[0]) == (1, 1)
-    assert "process 1 has found it" in first[1]
+    assert "process 1 reported the failure; see its log" in first[1]
     assert "cannot be read" in second[1]
 
 

@@ -129,7 +129,7 @@ def test_a_tokenizer_smaller_than_asked_for_says_so(folder, capsys):
         ),
         (
             ["data", "show", "{folder}", "more"],
-            "too much: 'more'; see `hybrid-jax data show --help`.",
+            "unexpected argument 'more'; see `hybrid-jax data show --help`.",
         ),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, name, write, workers):
         path.write_bytes(original)
         again = Said()
         source = prepare([path], tmp_path / "out", progress=again, **options)
-        assert again.lines[0].startswith("going on: 1 of ")
+        assert again.lines[0].startswith("resuming: 1 of ")
     else:  # whichever was read first
         with pytest.raises(UserError, match=rf"{name} (has )?changed (since|while) it was "):
             prepare([path], tmp_path / "out", progress=said, **options)

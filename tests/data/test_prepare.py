@@ -203,7 +203,7 @@ def test_parts_damaged_by_a_crash_are_made_again(tmp_path):
     said = Said()
     options = {"workers": 1, "piece_bytes": 30, "progress": said}
     source = prepare([tmp_path / "a.jsonl"], output, **options)
-    assert said.lines == ["going on: 1 of 5 pieces are finished"]
+    assert said.lines == ["resuming: 1 of 5 pieces are finished"]
     assert source.tokens.tolist() == [ord("x"), 257] * 15
 
 
@@ -336,7 +336,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_finished(tmp_path, monkeypatc
     said = Said()
     options = {"workers": 1, "piece_bytes": 200, "progress": said}
     assert prepare([tmp_path / "a.jsonl"], tmp_path / "out", **options).num_documents == 100
-    assert said.lines[0].startswith("going on: ")
+    assert said.lines[0].startswith("resuming: ")
 
 
 def test_workers_do_not_import_jax():

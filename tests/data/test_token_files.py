@@ -1,4 +1,4 @@
-"""Token files: what is written is what is read, and a damaged folder is told in one line."""
+"""Token files: what is written is what is read, and a damaged folder is reported in one line."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The heartbeat tells the watchdog every step and the end."""
+"""The heartbeat notifies the watchdog of every step and of the end."""
 
 import jax.numpy as jnp
 
@@ -19,7 +19,7 @@ class Nothing:
 
 
 class Recording(Watchdog):
-    """A watchdog that keeps what it is told."""
+    """A watchdog that keeps what it is notified of."""
 
     steps: list[int]
 

@@ -1,4 +1,4 @@
-"""Weights & Biases: what is missing is told; offline it is written for real where installed."""
+"""Weights & Biases: what is missing is reported; offline it is written for real where installed."""
 
 import importlib.util
 import os

@@ -11,6 +11,7 @@ from flax import nnx
 from hybrid_jax.config.strategy import Strategy
 from hybrid_jax.errors import UserError
 from hybrid_jax.models import Context, Model, from_parts
+from hybrid_jax.parity import check_parity
 from hybrid_jax.sharding.mesh import make_mesh
 from hybrid_jax.train.step import make_train_step
 
@@ -67,16 +68,17 @@ def token_loss(logits, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
 
 
-def transformer(block=None, block_inputs=("segment_ids",), num_layers=3):
+def transformer(block=None, block_inputs=("segment_ids",), num_layers=3, loss=None, **options):
     return from_parts(
         Embed(),
         Block() if block is None else block,
         Head(),
-        token_loss,
-        documents(),
+        loss or token_loss,
+        options.pop("example_batch", documents()),
         num_layers=num_layers,
         inputs=["tokens"],
         block_inputs=block_inputs,
+        **options,
     )
 
 
@@ -165,3 +167,16 @@ def test_a_pipeline_trains_it_like_one_device(layout):
             yield float(metrics["loss"])
 
     np.testing.assert_allclose(list(losses(**layout)), list(losses()), rtol=1e-5)
+
+
+def test_a_head_that_is_split_along_the_length_gets_slices_of_tokens_only():
+    batch = {**documents(2), "scale": np.arange(6, dtype="f4").reshape(2, 3)}
+    del batch["example"]
+    loss = lambda logits, batch: token_loss(logits, batch) * batch["scale"].sum(axis=1)[:, None]
+    dims = ("batch", "length")
+    model = transformer(num_layers=4, loss=loss, example_batch=batch, head_dims=dims)
+    entries = model.batch_entries().entries
+    assert entries["targets"].axes == entries["weights"].axes == dims
+    assert entries["scale"].axes == ("batch", None)
+    strategy = Strategy(stage=4, microbatches=2)  # one row of 5 tokens a microbatch: it is padded
+    check_parity(model, [strategy], batch=batch, devices=jax.devices()[:4]).raise_if_different()

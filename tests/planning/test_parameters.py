@@ -16,8 +16,8 @@ from hybrid_jax.planning.parameters import (
     block_leaves,
     entries,
     gathered,
-    outer_leaves,
-    shard,
+    shard_of,
+    shared_leaves,
     stored,
 )
 
@@ -44,7 +44,7 @@ def test_bytes_are_those_of_the_state(style, layout, zero):
     model = decoder(style)
     train = hj.make_train_step(model, optax.adamw(1e-3), strategy, hj.make_mesh(strategy))
     state = train.abstract_state()
-    leaves = (*block_leaves(model.config), *outer_leaves(model.config))
+    leaves = (*block_leaves(model.config), *shared_leaves(model.config))
     assert 4 * stored(leaves, strategy) == device_bytes(state.params)
     counters = 4  # Adam's count
     assert 8 * stored(leaves, strategy) + counters == device_bytes(state.opt_state)
@@ -55,7 +55,7 @@ def test_rules_that_name_the_split_dim(zero):
     strategy = hj.Strategy(data=4, model=2, zero=zero, rules="megatron+fsdp")
     model = decoder()
     train = hj.make_train_step(model, optax.adamw(1e-3), strategy, hj.make_mesh(strategy))
-    leaves = (*block_leaves(model.config), *outer_leaves(model.config))
+    leaves = (*block_leaves(model.config), *shared_leaves(model.config))
     assert 4 * stored(leaves, strategy) == device_bytes(train.abstract_state().params)
 
 
@@ -65,7 +65,7 @@ def test_leaves_are_those_of_the_model(style):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     expected = sorted(leaf.shape for leaf in jax.tree.leaves(shapes["blocks"]))
     assert sorted(leaf.shape for leaf in block_leaves(model.config)) == expected
-    leaves = (*block_leaves(model.config), *outer_leaves(model.config))
+    leaves = (*block_leaves(model.config), *shared_leaves(model.config))
     assert sum(leaf.size for leaf in leaves) == num_params(model.config)
 
 
@@ -75,10 +75,10 @@ def test_the_compute_copy_is_split_by_stage_and_model_alone():
     whole = gathered(block_leaves(config), hj.Strategy())
     norms = 2 * config.num_layers * config.embed_dim
     assert gathered(block_leaves(config), strategy) == (whole - norms) // 4 + norms // 2
-    table = outer_leaves(config)[0]
-    assert shard(table, strategy).gathered == (table.shape[0] // 2, table.shape[1])
-    assert shard(table, strategy).stored == (table.shape[0] // 2, table.shape[1] // 4)
-    assert shard(table, strategy).zero_axes == ("stage", "data")
+    table = shared_leaves(config)[0]
+    assert shard_of(table, strategy).gathered == (table.shape[0] // 2, table.shape[1])
+    assert shard_of(table, strategy).stored == (table.shape[0] // 2, table.shape[1] // 4)
+    assert shard_of(table, strategy).zero_axes == ("stage", "data")
 
 
 def test_tiles_pad_the_dims_that_waste_least():

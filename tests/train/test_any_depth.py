@@ -10,6 +10,7 @@ from tiny import decoder, plain_batch, ragged_batch
 import hybrid_jax as hj
 from hybrid_jax import Strategy, UserError, make_mesh, make_train_step
 from hybrid_jax.analysis.ledger import ledger
+from hybrid_jax.analysis.parameters import parameter_table
 from hybrid_jax.sharding.placement import path_name
 
 F32 = {"precision": "f32"}
@@ -150,6 +151,9 @@ def test_a_padded_state_says_so_and_is_refused_elsewhere():
     train = make(5, Strategy(stage=3))
     state = train.init(jax.random.key(0))
     assert state.order == "5 layers in 6 places"
+    rows = {row.path: row for row in parameter_table(train)}
+    kernel = rows["blocks/mlp/up/kernel"]
+    assert (kernel.shape[0], kernel.parts[0], kernel.device_bytes * 3) == (6, 3, kernel.bytes)
     order = make(5, INTERLEAVED).init(jax.random.key(0)).order
     assert order == "2 stages x 2 chunks, 5 layers in 8 places"
     with pytest.raises(UserError, match=r"'5 layers in 6 places', this step in that of 'depth'"):
