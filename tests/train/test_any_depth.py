@@ -62,6 +62,7 @@ def test_any_depth_equals_one_device(layers, strategy):
 
 
 @pytest.mark.parametrize(("layers", "strategy"), LAYOUTS)
+@pytest.mark.slow
 def test_updates_equal_those_of_one_device(layers, strategy):
     """With weight decay and clipping: padding adds nothing to either, nor to the norm."""
     states, norms = [], []
