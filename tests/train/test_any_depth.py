@@ -142,7 +142,9 @@ def test_users_see_the_layers_alone(layers, strategy):
     )
     expected = make(layers, Strategy(**F32)).init(jax.random.key(0))
     compare = lambda a, b: np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b))
-    jax.tree.map(compare, canonical, expected)
+    # jax 0.12 makes random numbers of other shardings a few ulp apart, see test_step.
+    nearly = lambda a, b: np.testing.assert_allclose(*jax.device_get((a, b)), rtol=1e-6)
+    jax.tree.map(nearly, canonical, expected)
     jax.tree.map(compare, train.from_canonical(canonical), state)
     params = jax.device_get(train.canonical_params(state))
     jax.tree.map(compare, train.init_from(params), state)
