@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from hybrid_jax.pipeline.head_split import BatchAxes
@@ -32,6 +33,17 @@ class StageProgram:
     head: Callable[..., dict[str, jax.Array]]
     head_dims: tuple[str, ...]
     batch_axes: BatchAxes
+
+
+def layer_ids(chunk: Any, stage: Any, stages: int, per_chunk: int) -> jax.Array:
+    """Returns the depths of a chunk's layers, [per_chunk].
+
+    Chunk c of stage d is the (c S + d)-th group of layers in depth.
+
+    >>> layer_ids(chunk=1, stage=0, stages=2, per_chunk=3).tolist()
+    [6, 7, 8]
+    """
+    return (chunk * stages + stage) * per_chunk + jnp.arange(per_chunk)
 
 
 def make_chunk(

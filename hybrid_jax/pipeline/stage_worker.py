@@ -11,7 +11,7 @@ from jax import lax
 
 from hybrid_jax.pipeline import ring
 from hybrid_jax.pipeline.head_split import split_head
-from hybrid_jax.pipeline.program import StageProgram
+from hybrid_jax.pipeline.program import StageProgram, layer_ids
 from hybrid_jax.pipeline.schedules import Schedule
 
 PyTree = Any
@@ -89,10 +89,9 @@ class StageWorker:
         params = _take(self.inputs.blocks, chunk)
         leaves = jax.tree.leaves(params)
         num_layers = leaves[0].shape[0] if leaves else 0
-        # Chunk c of stage d is the (c S + d)-th group of layers in depth.
-        layer_ids = (chunk * self.stages + self.stage) * num_layers + jnp.arange(num_layers)
+        depths = layer_ids(chunk, self.stage, self.stages, num_layers)
         batch = _take(self.inputs.batch, jnp.maximum(microbatch, 0))
-        return params, batch, layer_ids, self.inputs.key_data
+        return params, batch, depths, self.inputs.key_data
 
     def forward(self, recomputable: PyTree, carry: Carry) -> tuple[Carry, Callable]:
         """Runs one chunk; returns its output and its vjp with respect to (parameters, carry)."""

@@ -26,8 +26,8 @@ class Guard:
 
     Attributes:
       skipped: int32, updates skipped so far.
-      skipped_in_a_row: int32, of them the last ones without a good update in between. An overflow
-        in fp16, which a smaller loss scale cures, is not among these.
+      skipped_in_a_row: int32, consecutive skipped updates. An overflow in fp16, which a
+        smaller loss scale cures, is not among these.
       loss_scale: f32, of fp16; other precisions carry it along, so that fp16 can take over.
       good_steps: int32, fp16 updates since the scale was last changed.
       loss_mean: f32, running mean of the losses of the updates made.

@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from hybrid_jax.config.depth import num_places
+from hybrid_jax.pipeline.program import layer_ids
 from hybrid_jax.sharding.constrain import entry_axes
 from hybrid_jax.sharding.rules import as_entry
 
@@ -94,10 +95,10 @@ def zero_padding(block_grads: PyTree, num_layers: int, stages: int) -> PyTree:
 
     def zero(grad):
         chunks, per_chunk = grad.shape[:2]
-        # Chunk c of stage d is the (c S + d)-th group of layers in depth.
-        groups = jnp.arange(chunks)[:, None] * stages + lax.axis_index("stage")
-        layer_ids = groups * per_chunk + jnp.arange(per_chunk)[None]
-        is_real = (layer_ids < num_layers).reshape(chunks, per_chunk, *[1] * (grad.ndim - 2))
+        stage = lax.axis_index("stage")
+        depths_of = lambda chunk: layer_ids(chunk, stage, stages, per_chunk)
+        depths = jax.vmap(depths_of)(jnp.arange(chunks))
+        is_real = (depths < num_layers).reshape(chunks, per_chunk, *[1] * (grad.ndim - 2))
         return jnp.where(is_real, grad, jnp.zeros_like(grad))
 
     return jax.tree.map(zero, block_grads)
